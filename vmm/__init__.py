@@ -1,0 +1,1 @@
+"""A virtual machine monitor on KVM, one trio nursery tree, driven by the Cloud Hypervisor API."""
