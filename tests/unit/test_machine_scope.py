@@ -1,0 +1,110 @@
+"""Scopes entered in tasks of their own: entering, leaving, failing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from vmm.errors import HostError, StateError
+from vmm.machine.scope import enter
+
+
+class Resource:
+    """A context that records its life and can be told to fail."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.fail = trio.Event()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        self.events.append("entered")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fail_when_told)
+                yield "value"
+                nursery.cancel_scope.cancel()
+        finally:
+            self.events.append("left")
+
+    async def _fail_when_told(self) -> None:
+        await self.fail.wait()
+        raise HostError("ioctl", 5)
+
+
+def unexpected(error: Exception) -> None:
+    raise AssertionError("no failure was expected") from error
+
+
+async def test_leave_waits_until_the_context_is_left() -> None:
+    resource = Resource()
+    async with trio.open_nursery() as nursery:
+        scope = await enter(nursery, resource.open(), unexpected)
+        assert scope.value == "value"
+
+        await scope.leave()
+
+        assert resource.events == ["entered", "left"]
+        await scope.leave()
+
+
+async def test_enter_failure_is_raised_to_the_caller_alone() -> None:
+    @asynccontextmanager
+    async def broken() -> AsyncIterator[None]:
+        async with trio.open_nursery():
+            raise HostError("open", 2)
+        yield
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(HostError, match="open failed"):
+            await enter(nursery, broken(), unexpected)
+
+
+async def test_failure_after_entering_is_reported_once_all_has_ended() -> None:
+    resource = Resource()
+    failures: list[Exception] = []
+    reported = trio.Event()
+
+    def report(error: Exception) -> None:
+        failures.append(error)
+        reported.set()
+
+    async with trio.open_nursery() as nursery:
+        await enter(nursery, resource.open(), report)
+
+        resource.fail.set()
+        await reported.wait()
+
+        assert resource.events == ["entered", "left"]
+    assert [type(error) for error in failures] == [HostError]
+
+
+async def test_operation_on_a_context_that_fails_meanwhile_is_given_up() -> None:
+    resource = Resource()
+    failures: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+        scope = await enter(nursery, resource.open(), failures.append)
+        resource.fail.set()
+
+        with pytest.raises(StateError, match="not running"):
+            await scope.during(trio.sleep_forever)
+
+    assert len(failures) == 1
+
+
+async def test_operation_on_a_living_context_is_carried_out() -> None:
+    resource = Resource()
+    done = trio.Event()
+
+    async def operation() -> None:
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        scope = await enter(nursery, resource.open(), unexpected)
+        await scope.during(operation)
+        await scope.leave()
+
+    assert done.is_set()

@@ -1,0 +1,88 @@
+"""Interrupt routes: which message each GSI stands for, and the event descriptors that raise them.
+
+The irqchip is split: LAPICs are in the kernel, and every GSI, the 24 IOAPIC pins included, is a
+message-signalled interrupt whose address and data are kept here. An event written to an irqfd
+whose pin is masked stays in the descriptor and is delivered when the pin is unmasked.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmm.errors import InternalError
+from vmm.kvm_cffi.structs import MsiRoute
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from vmm.kvm_cffi import Vm
+
+IOAPIC_PINS = 24
+
+
+class InterruptLine:
+    """One edge-triggered line into the IOAPIC: writing its event descriptor raises it."""
+
+    def __init__(self, pin: int) -> None:
+        self.pin = pin
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def raise_edge(self) -> None:
+        """Send one interrupt."""
+        os.eventfd_write(self.fd, 1)
+
+
+class Interrupts:
+    """The routing table of one VM and the lines that lead into it.
+
+    A context manager: leaving it closes the lines. It is the IOAPIC's view of the world: ``set_route``,
+    ``mask`` and ``unmask`` are what a write to a redirection entry means.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._routes: dict[int, MsiRoute] = {}
+        self._lines: dict[int, InterruptLine] = {}
+        self._attached: set[int] = set()
+
+    def __enter__(self) -> Interrupts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for pin in list(self._attached):
+            self.mask(pin)
+        for line in self._lines.values():
+            os.close(line.fd)
+        self._lines.clear()
+
+    def line(self, pin: int) -> InterruptLine:
+        """Make the line of an IOAPIC pin; a pin has one. Raises: InternalError on a second."""
+        if pin in self._lines or not 0 <= pin < IOAPIC_PINS:
+            raise InternalError(f"IOAPIC pin {pin} is taken or does not exist")
+        return self._lines.setdefault(pin, InterruptLine(pin))
+
+    def set_route(self, pin: int, address: int, data: int) -> None:
+        """Let a GSI stand for a message. Raises: HostError."""
+        route = MsiRoute(pin, address, data)
+        if self._routes.get(pin) == route:
+            return
+        self._routes[pin] = route
+        self._vm.set_gsi_routing(list(self._routes.values()))
+
+    def mask(self, pin: int) -> None:
+        """Hold back the line of a pin; what arrives meanwhile is kept in its descriptor."""
+        if pin in self._attached:
+            self._attached.remove(pin)
+            self._vm.irqfd(self._lines[pin].fd, pin, assign=False)
+
+    def unmask(self, pin: int) -> None:
+        """Let the line of a pin through; KVM delivers at once what was kept. Raises: HostError."""
+        if pin in self._lines and pin not in self._attached:
+            self._vm.irqfd(self._lines[pin].fd, pin)
+            self._attached.add(pin)

@@ -1,0 +1,359 @@
+"""Guest RAM: host mappings, the KVM slots that show them to the guest, and checked access.
+
+A machine's RAM is made of zones laid over the RAM ranges of the memory map in order; a zone that
+meets the end of a range is split. Each piece is one host mapping and one KVM slot. Nothing here
+trusts an address: whatever is not entirely RAM raises GuestError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.boot.layout import RamRange
+from vmm.errors import ConfigError, GuestError, HostError
+from vmm.kvm_cffi import address_of, bind_to_numa_node
+
+if TYPE_CHECKING:
+    from vmm.config.memory import MemoryConfig
+    from vmm.kvm_cffi import Vm
+
+MAP_NORESERVE = 0x4000
+MFD_HUGETLB = 0x4
+MFD_HUGE_SHIFT = 26
+MADV_MERGEABLE = 12
+MADV_HUGEPAGE = 14
+MADV_NOHUGEPAGE = 15
+MADV_DONTDUMP = 16
+MADV_POPULATE_WRITE = 23
+
+PAGE = 4096
+HUGE_PAGE = 2 << 20
+POPULATE_STEP = 64 << 20
+"""Prefaulting is done in steps of this many bytes, so that the loop turns in between."""
+
+DEFAULT_ZONE = "mem0"
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A stretch of RAM with one kind of backing; ``size`` in bytes."""
+
+    id: str
+    size: int
+    file: str | None = None
+    shared: bool = False
+    hugepages: bool = False
+    hugepage_size: int | None = None
+    mergeable: bool = False
+    prefault: bool = False
+    host_numa_node: int | None = None
+    thp: bool = True
+
+    @property
+    def page_size(self) -> int:
+        """The granularity in bytes at which the zone may be split."""
+        return (self.hugepage_size or HUGE_PAGE) if self.hugepages else PAGE
+
+
+class Region(NamedTuple):
+    """One mapped piece of RAM: guest address, size in bytes, host address, KVM slot."""
+
+    gpa: int
+    size: int
+    hva: int
+    slot: int
+    zone: Zone
+    mapping: mmap.mmap
+    view: memoryview
+
+
+def zones_of(config: MemoryConfig) -> tuple[Zone, ...]:
+    """The zones a memory configuration describes: one for ``size``, or those it lists."""
+    shared_facts = {"thp": config.thp}
+    zones = [
+        Zone(
+            zone.id,
+            zone.size,
+            zone.file,
+            zone.shared,
+            zone.hugepages,
+            zone.hugepage_size,
+            zone.mergeable,
+            zone.prefault,
+            zone.host_numa_node,
+            **shared_facts,
+        )
+        for zone in config.zones or ()
+    ]
+    if config.size:
+        zones.insert(
+            0,
+            Zone(
+                DEFAULT_ZONE,
+                config.size,
+                shared=config.shared,
+                hugepages=config.hugepages,
+                hugepage_size=config.hugepage_size,
+                mergeable=config.mergeable,
+                prefault=config.prefault,
+                **shared_facts,
+            ),
+        )
+    return tuple(zones)
+
+
+class Piece(NamedTuple):
+    """A part of a zone: where the guest sees it, and how far into the zone it begins (bytes)."""
+
+    range: RamRange
+    zone: Zone
+    offset: int
+
+
+def lay_out(zones: Sequence[Zone], ranges: Sequence[RamRange]) -> list[Piece]:
+    """Lay zones over RAM ranges in order, splitting a zone where a range ends.
+
+    Raises: ConfigError (caller) when a zone is not a multiple of its page size, or when the hole
+    below 4 GiB would split one of its pages.
+    """
+    pieces: list[Piece] = []
+    left = list(ranges)
+    for zone in zones:
+        if zone.size == 0 or zone.size % zone.page_size:
+            raise ConfigError(
+                f"Memory zone {zone.id!r} has {zone.size} bytes (memory.size, memory.zones[].size; "
+                f"--memory, --memory-zone), which is not a positive multiple of its page size "
+                f"{zone.page_size}; round it up"
+            )
+        wanted = zone.size
+        while wanted:
+            current = left.pop(0)
+            taken = min(wanted, current.size)
+            if taken % zone.page_size:
+                raise ConfigError(
+                    f"Memory zone {zone.id!r} would be split at {current.gpa + taken:#x}, inside a "
+                    f"page of {zone.page_size} bytes; give the zones before it a multiple of it"
+                )
+            pieces.append(Piece(RamRange(current.gpa, taken), zone, zone.size - wanted))
+            if taken < current.size:
+                left.insert(0, RamRange(current.gpa + taken, current.size - taken))
+            wanted -= taken
+    return pieces
+
+
+class GuestMemory:
+    """All RAM of one VM; made by ``open``, gone when its scope is left."""
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        self.regions = tuple(sorted(regions))
+        self._bases = [region.gpa for region in self.regions]
+        self.ram = _merged(self.regions)
+
+    @property
+    def size(self) -> int:
+        """The bytes of RAM in all."""
+        return sum(region.size for region in self.regions)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, zones: Sequence[Zone], ranges: Sequence[RamRange]) -> Iterator[GuestMemory]:
+        """Map every zone; on leaving unmap them again.
+
+        Raises: ConfigError (caller: zone sizes), HostError (host: file, memfd or huge pages).
+        """
+        with contextlib.ExitStack() as mappings:
+            regions = []
+            for slot, piece in enumerate(lay_out(zones, ranges)):
+                gpa, size = piece.range
+                mapping = mappings.enter_context(_map(piece.zone, size, piece.offset))
+                view = mappings.enter_context(memoryview(mapping))
+                hva = address_of(view)
+                regions.append(Region(gpa, size, hva, slot, piece.zone, mapping, view))
+            yield cls(regions)
+
+    def enter_slots(self, vm: Vm) -> None:
+        """Show every region to the guest. Raises: HostError."""
+        for region in self.regions:
+            vm.set_user_memory_region(region.slot, region.gpa, region.size, region.hva)
+
+    def populate(self) -> Iterator[None]:
+        """Touch the pages of the zones that ask for it, a step at a time.
+
+        Raises: HostError when the host runs out of memory.
+        """
+        for region in self.regions:
+            if not region.zone.prefault:
+                continue
+            for start in range(0, region.size, POPULATE_STEP):
+                step = min(POPULATE_STEP, region.size - start)
+                try:
+                    region.mapping.madvise(MADV_POPULATE_WRITE, start, step)
+                except OSError as error:
+                    raise HostError.from_os_error(
+                        "madvise(MADV_POPULATE_WRITE)",
+                        error,
+                        hint=f"prefaulting {region.size >> 20} MiB of zone {region.zone.id!r} needs "
+                        "that much free memory; make the VM smaller or turn prefault off",
+                    ) from error
+                yield
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Copy ``size`` bytes out. Raises: GuestError when a byte of them is not RAM."""
+        return b"".join(bytes(piece) for piece in self._pieces(gpa, size))
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        """Copy bytes in; nothing is written when a byte would miss RAM. Raises: GuestError."""
+        source = memoryview(data)
+        for piece in self._pieces(gpa, len(source)):
+            piece[:] = source[: len(piece)]
+            source = source[len(piece) :]
+
+    def write_from_file(
+        self, gpa: int, size: int, file: io.BufferedIOBase | io.RawIOBase, offset: int
+    ) -> None:
+        """Read a piece of a file straight into RAM.
+
+        Raises: GuestError when a byte would miss RAM, ConfigError when the file is shorter,
+        HostError when it cannot be read.
+        """
+        for piece in self._pieces(gpa, size):
+            done = 0
+            while done < len(piece):
+                with piece[done:] as rest:
+                    try:
+                        count = os.preadv(file.fileno(), [rest], offset)
+                    except OSError as error:
+                        raise HostError.from_os_error(
+                            "read", error, path=str(getattr(file, "name", "?"))
+                        ) from error
+                if count == 0:
+                    raise ConfigError(
+                        f"{getattr(file, 'name', 'The file')} ends at byte {offset}, "
+                        f"{len(piece) - done} bytes before its own headers say; use an intact file"
+                    )
+                done += count
+                offset += count
+
+    def _pieces(self, gpa: int, size: int) -> list[memoryview]:
+        """The views that cover a range of guest memory, checked whole before any is used."""
+        pieces = []
+        while size > 0:
+            at = bisect_right(self._bases, gpa) - 1
+            region = self.regions[at] if at >= 0 else None
+            if region is None or gpa >= region.gpa + region.size:
+                raise GuestError(f"Guest address {gpa:#x} is not RAM")
+            start = gpa - region.gpa
+            taken = min(size, region.size - start)
+            pieces.append(region.view[start : start + taken])
+            gpa += taken
+            size -= taken
+        return pieces
+
+
+def _merged(regions: Sequence[Region]) -> tuple[RamRange, ...]:
+    merged: list[RamRange] = []
+    for region in regions:
+        if merged and merged[-1].gpa + merged[-1].size == region.gpa:
+            merged[-1] = RamRange(merged[-1].gpa, merged[-1].size + region.size)
+        else:
+            merged.append(RamRange(region.gpa, region.size))
+    return tuple(merged)
+
+
+@contextlib.contextmanager
+def _map(zone: Zone, size: int, offset: int) -> Iterator[mmap.mmap]:
+    """Map ``size`` bytes of the kind a zone asks for, with its advice applied.
+
+    ``offset`` says where in the zone's own file, if it has one, the piece begins.
+    """
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    with contextlib.ExitStack() as stack:
+        fd, flags, start = _backing(zone, size, offset, stack)
+        try:
+            mapping = stack.enter_context(
+                mmap.mmap(fd, size, flags=flags, prot=protection, offset=start)
+            )
+        except OSError as error:
+            hint = (
+                f"reserve {size // zone.page_size} pages of {zone.page_size >> 10} KiB in "
+                "/proc/sys/vm/nr_hugepages or under /sys/kernel/mm/hugepages"
+                if zone.hugepages
+                else "make the VM smaller"
+            )
+            raise HostError.from_os_error(
+                f"mmap of {size >> 20} MiB for memory zone {zone.id!r}", error, hint=hint
+            ) from error
+        _advise(mapping, zone, size)
+        yield mapping
+
+
+def _backing(
+    zone: Zone, size: int, offset: int, stack: contextlib.ExitStack
+) -> tuple[int, int, int]:
+    """Open what a zone is mapped from: a descriptor or -1, the mmap flags, the file offset."""
+    private = mmap.MAP_PRIVATE | MAP_NORESERVE
+    if zone.file is not None:
+        fd = _open_file(zone.file, offset + size)
+        stack.callback(os.close, fd)
+        return fd, mmap.MAP_SHARED if zone.shared else private, offset
+    if not (zone.shared or zone.hugepages):
+        return -1, private | mmap.MAP_ANONYMOUS, 0
+    flags = os.MFD_CLOEXEC
+    if zone.hugepages:
+        flags |= MFD_HUGETLB | (zone.page_size.bit_length() - 1) << MFD_HUGE_SHIFT
+    try:
+        fd = os.memfd_create(f"ram-{zone.id}", flags)
+        stack.callback(os.close, fd)
+        os.ftruncate(fd, size)
+    except OSError as error:
+        raise HostError.from_os_error(
+            f"memfd_create for memory zone {zone.id!r}",
+            error,
+            hint=f"does this host have pages of {zone.page_size >> 10} KiB?",
+        ) from error
+    return fd, mmap.MAP_SHARED | MAP_NORESERVE, 0
+
+
+def _open_file(path: str, size: int) -> int:
+    """Open a zone's file, or an unnamed one in a directory, and make it large enough."""
+    try:
+        if os.path.isdir(path):
+            fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        else:
+            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size < size:
+                os.ftruncate(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise HostError.from_os_error("open of a memory zone's file", error, path=path) from error
+    return fd
+
+
+def _advise(mapping: mmap.mmap, zone: Zone, size: int) -> None:
+    mapping.madvise(MADV_DONTDUMP)
+    if not zone.hugepages and size >= HUGE_PAGE:
+        # A kernel built without transparent huge pages refuses both: nothing is lost then.
+        with contextlib.suppress(OSError):
+            mapping.madvise(MADV_HUGEPAGE if zone.thp else MADV_NOHUGEPAGE)
+    if zone.mergeable:
+        try:
+            mapping.madvise(MADV_MERGEABLE)
+        except OSError as error:
+            raise HostError.from_os_error(
+                "madvise(MADV_MERGEABLE)",
+                error,
+                hint="this kernel has no KSM; turn mergeable off",
+            ) from error
+    if zone.host_numa_node is not None:
+        with memoryview(mapping) as view:
+            bind_to_numa_node(address_of(view), size, zone.host_numa_node)

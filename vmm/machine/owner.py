@@ -1,0 +1,348 @@
+"""The VM owner: one task that holds at most one VM, serves commands and keeps its state.
+
+States, as the API shows them:
+
+    (none) --create--> Created --boot--> Running <--pause/resume--> Paused
+      ^                  | ^                |                          |
+      +------delete------+ +---shutdown-----+--------------------------+
+
+Only this task changes state, one command at a time; reads look at what it last left. The guest's
+own wishes (reset, power off) and a machine's failure arrive in the same queue, so that they too
+wait their turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from vmm.errors import InternalError, NotCreatedError, StateError, VmmError, chain
+from vmm.machine import commands
+from vmm.machine.commands import Command
+from vmm.machine.scope import Scope, enter
+
+if TYPE_CHECKING:
+    from vmm.config.info import VmInfo
+    from vmm.config.vm import VmConfig
+    from vmm.events import EventSink
+    from vmm.machine.bus import Lifecycle
+
+logger = logging.getLogger(__name__)
+
+
+class State(Enum):
+    """What the API calls the VM's state."""
+
+    CREATED = "Created"
+    RUNNING = "Running"
+    PAUSED = "Paused"
+
+
+class Machine(Protocol):
+    """A built VM, as its owner drives it."""
+
+    @property
+    def memory_actual_size(self) -> int: ...
+    @property
+    def device_tree(self) -> dict[str, dict[str, object]]: ...
+    @property
+    def counters(self) -> dict[str, dict[str, int]]: ...
+    async def pause(self) -> None: ...
+    async def resume(self) -> None: ...
+    def press_power_button(self) -> None: ...
+    def inject_nmi(self) -> None: ...
+
+
+class Consoles(Protocol):
+    """The opened back ends of one VM's consoles."""
+
+    def described_in(self, config: VmConfig) -> VmConfig:
+        """The configuration with what opening chose, such as the path of a new pty."""
+
+
+OpenConsoles = Callable[["VmConfig"], AbstractAsyncContextManager[Consoles]]
+OpenMachine = Callable[["VmConfig", Consoles, "Lifecycle"], AbstractAsyncContextManager[Machine]]
+
+
+class Wish(Enum):
+    """What a machine may ask of its owner."""
+
+    RESET = "reset"
+    SHUTDOWN = "shutdown"
+    FAILURE = "failure"
+
+
+@dataclass(slots=True)
+class _Request:
+    """A command, and how its sender hears of its end."""
+
+    command: Command
+    done: trio.Event = field(default_factory=trio.Event)
+    error: VmmError | None = InternalError("The command was not carried out to its end")
+
+
+class _Guest:
+    """One machine's way to its owner; deaf once it has been heard, so a guest cannot flood it."""
+
+    def __init__(self, send: trio.MemorySendChannel[_Request | tuple[_Guest, Wish]]) -> None:
+        self._send = send
+        self._heard = False
+
+    def request_reset(self) -> None:
+        self._wish(Wish.RESET)
+
+    def request_shutdown(self) -> None:
+        self._wish(Wish.SHUTDOWN)
+
+    def failed(self, error: Exception) -> None:
+        """Say that the machine has ended by itself."""
+        for line in chain(error):
+            logger.error("The VM stopped: %s", line)
+        logger.debug("The VM stopped", exc_info=error)
+        self._heard = False
+        self._wish(Wish.FAILURE)
+
+    def _wish(self, wish: Wish) -> None:
+        if not self._heard:
+            self._heard = True
+            self._send.send_nowait((self, wish))
+
+
+class VmOwner:
+    """The only holder of the VM. ``run`` serves until the VMM is to end."""
+
+    def __init__(
+        self,
+        *,
+        events: EventSink,
+        open_consoles: OpenConsoles,
+        open_machine: OpenMachine,
+        no_shutdown: bool = False,
+    ) -> None:
+        self._events = events
+        self._open_consoles = open_consoles
+        self._open_machine = open_machine
+        self._no_shutdown = no_shutdown
+        # Bounded by what waits: each API client has one request, a machine one wish.
+        self._send, self._receive = trio.open_memory_channel[
+            _Request | tuple[_Guest, Wish]
+        ](float("inf"))
+        self._config: VmConfig | None = None
+        self._consoles: Scope[Consoles] | None = None
+        self._machine: Scope[Machine] | None = None
+        self._guest: _Guest | None = None
+        self._state = State.CREATED
+        self._ended = False
+        self._nursery: trio.Nursery | None = None
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve commands until one of them, or the guest, ends the VMM.
+
+        Cancel: the VM is gone, with all it held, when this returns.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while not self._ended:
+                request = await self._receive.receive()
+                if isinstance(request, _Request):
+                    await self._answer(request)
+                else:
+                    await self._grant(*request)
+
+    async def submit(self, command: Command) -> None:
+        """Have a command carried out, after those before it.
+
+        Cancel: the command is carried out all the same.
+        Raises: whatever VmmError the command ends with.
+        """
+        request = _Request(command)
+        self._send.send_nowait(request)
+        await request.done.wait()
+        if request.error is not None:
+            raise request.error
+
+    def info(self) -> VmInfo:
+        """What vm.info shows. Raises: NotCreatedError."""
+        from vmm.config.info import DeviceNode, VmInfo, VmState
+
+        config = self._needed_config()
+        machine = self._machine.value if self._machine else None
+        tree = machine.device_tree if machine else None
+        return VmInfo(
+            config=config,
+            state=VmState(self._state.value),
+            memory_actual_size=machine.memory_actual_size if machine else config.total_memory(),
+            device_tree=None
+            if tree is None
+            else {name: DeviceNode.model_validate(node) for name, node in tree.items()},
+        )
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What vm.counters shows. Raises: NotCreatedError, StateError."""
+        return self._needed_machine().value.counters
+
+    async def _answer(self, request: _Request) -> None:
+        try:
+            await self._carry_out(request.command)
+            request.error = None
+        except VmmError as error:
+            request.error = error
+        finally:
+            request.done.set()
+
+    async def _carry_out(self, command: Command) -> None:
+        match command:
+            case commands.Create(config):
+                await self._create(config)
+            case commands.Delete():
+                await self._delete()
+            case commands.Boot():
+                await self._boot()
+            case commands.Pause():
+                await self._pause()
+            case commands.Resume():
+                await self._resume()
+            case commands.Shutdown():
+                self._needed_machine()
+                await self._stop()
+            case commands.Reboot():
+                self._needed_machine()
+                await self._reboot()
+            case commands.PowerButton():
+                self._needed_machine().value.press_power_button()
+            case commands.Nmi():
+                self._needed_machine().value.inject_nmi()
+            case commands.ShutdownVmm():
+                await self._delete()
+                self._ended = True
+
+    async def _grant(self, guest: _Guest, wish: Wish) -> None:
+        if guest is not self._guest:
+            return  # That machine is gone already; Linux, for one, resets in two ways at once.
+        match wish:
+            case Wish.RESET:
+                try:
+                    await self._reboot()
+                except VmmError as error:
+                    for line in chain(error):
+                        logger.error("The VM could not reboot: %s", line)
+                    await self._end()
+            case Wish.SHUTDOWN if self._no_shutdown:
+                await self._stop()
+            case Wish.SHUTDOWN | Wish.FAILURE:
+                await self._end()
+
+    async def _create(self, config: VmConfig) -> None:
+        if self._config is not None:
+            raise StateError("VM is already created")
+        await self._enter_consoles(config)
+        self._config = config
+
+    async def _delete(self) -> None:
+        if self._machine is not None:
+            await self._stop()
+        await self._leave_consoles()
+        if self._config is not None:
+            self._config = None
+            self._events.emit("vm", "deleted")
+
+    async def _boot(self) -> None:
+        if self._config is None:
+            raise NotCreatedError("VM config is missing")
+        if self._machine is not None:
+            raise StateError("VM is already created")
+        self._events.emit("vm", "booting")
+        await self._start(self._config)
+        self._events.emit("vm", "booted")
+
+    async def _start(self, config: VmConfig) -> None:
+        consoles = self._consoles or await self._enter_consoles(config)
+        guest = _Guest(self._send)
+        self._machine = await enter(
+            self._needed_nursery(),
+            self._open_machine(config, consoles.value, guest),
+            guest.failed,
+        )
+        self._guest = guest
+        self._state = State.RUNNING
+
+    async def _pause(self) -> None:
+        machine = self._needed_machine()
+        self._check_transition(State.RUNNING, State.PAUSED)
+        self._events.emit("vm", "pausing")
+        await machine.during(machine.value.pause)
+        self._state = State.PAUSED
+        self._events.emit("vm", "paused")
+
+    async def _resume(self) -> None:
+        machine = self._needed_machine()
+        self._check_transition(State.PAUSED, State.RUNNING)
+        self._events.emit("vm", "resuming")
+        await machine.during(machine.value.resume)
+        self._state = State.RUNNING
+        self._events.emit("vm", "resumed")
+
+    async def _stop(self) -> None:
+        await self._leave_machine()
+        await self._leave_consoles()
+        self._events.emit("vm", "shutdown")
+
+    async def _reboot(self) -> None:
+        config = self._needed_config()
+        self._events.emit("vm", "rebooting")
+        # The consoles stay: whoever watches one sees the new machine on it.
+        await self._leave_machine()
+        await self._start(config)
+        self._events.emit("vm", "rebooted")
+
+    async def _end(self) -> None:
+        await self._carry_out(commands.ShutdownVmm())
+
+    async def _enter_consoles(self, config: VmConfig) -> Scope[Consoles]:
+        self._consoles = await enter(
+            self._needed_nursery(), self._open_consoles(config), self._console_failed
+        )
+        return self._consoles
+
+    async def _leave_consoles(self) -> None:
+        if self._consoles is not None:
+            await self._consoles.leave()
+            self._consoles = None
+
+    async def _leave_machine(self) -> None:
+        if self._machine is not None:
+            await self._machine.leave()
+        self._machine = self._guest = None
+        self._state = State.CREATED
+
+    def _console_failed(self, error: Exception) -> None:
+        for line in chain(error):
+            logger.error("A console stopped: %s", line)
+
+    def _check_transition(self, wanted: State, new: State) -> None:
+        if self._state is not wanted:
+            raise StateError(f"invalid VM state transition: {self._state.value} to {new.value}")
+
+    def _needed_config(self) -> VmConfig:
+        if self._config is None:
+            raise NotCreatedError("VM is not created")
+        return self._consoles.value.described_in(self._config) if self._consoles else self._config
+
+    def _needed_machine(self) -> Scope[Machine]:
+        self._needed_config()
+        if self._machine is None:
+            raise StateError("VM is not running")
+        return self._machine
+
+    def _needed_nursery(self) -> trio.Nursery:
+        assert self._nursery is not None, "commands are served by run alone"
+        return self._nursery

@@ -1,0 +1,94 @@
+"""A resource entered in a task of its own, so that one command opens it and a later one leaves it.
+
+An ``async with`` must be left by the task that entered it, the last one entered first. The VM owner
+opens consoles and machines in one command and closes them in another, so each lives in its own
+task under the owner's nursery, and this object is the handle on that task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Generic, TypeVar
+
+import trio
+
+from vmm.errors import StateError
+
+T = TypeVar("T")
+
+
+class Scope(Generic[T]):
+    """An entered async context manager and the way to leave it."""
+
+    def __init__(self, value: T, cancel_scope: trio.CancelScope, left: trio.Event) -> None:
+        self.value = value
+        self._cancel_scope = cancel_scope
+        self._left = left
+
+    async def leave(self) -> None:
+        """Leave the context and wait until it is left. Does nothing when it already is."""
+        self._cancel_scope.cancel()
+        await self._left.wait()
+
+    async def during(self, operation: Callable[[], Awaitable[None]]) -> None:
+        """Carry an operation out, unless the context ends meanwhile.
+
+        Raises: StateError when it has ended, or does before the operation is through.
+        """
+        through = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_left, nursery.cancel_scope)
+            await operation()
+            through = True
+            nursery.cancel_scope.cancel()
+        if not through:
+            raise StateError("VM is not running")
+
+    async def _cancel_when_left(self, cancel_scope: trio.CancelScope) -> None:
+        await self._left.wait()
+        cancel_scope.cancel()
+
+
+async def enter(
+    nursery: trio.Nursery,
+    context: AbstractAsyncContextManager[T],
+    on_failure: Callable[[Exception], None],
+) -> Scope[T]:
+    """Enter a context in a child task of ``nursery``.
+
+    An error while entering is raised here. One that comes later, from what the context runs, goes
+    to ``on_failure`` after everything in it has ended; the nursery lives on.
+    """
+    scope: Scope[T] = await nursery.start(_hold, context, on_failure)
+    return scope
+
+
+async def _hold(
+    context: AbstractAsyncContextManager[T],
+    on_failure: Callable[[Exception], None],
+    *,
+    task_status: trio.TaskStatus[Scope[T]],
+) -> None:
+    left = trio.Event()
+    entered = False
+    try:
+        with trio.CancelScope() as cancel_scope:
+            async with context as value:
+                task_status.started(Scope(value, cancel_scope, left))
+                entered = True
+                await trio.sleep_forever()
+    except Exception as error:
+        only = sole_cause(error)
+        if not entered:
+            raise only from only.__cause__
+        on_failure(only)
+    finally:
+        left.set()
+
+
+def sole_cause(error: Exception) -> Exception:
+    """The one error inside nested exception groups, or the group when there are several."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
