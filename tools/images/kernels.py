@@ -1,0 +1,143 @@
+"""Stock Debian cloud kernels: the bzImage as shipped, the vmlinux inside it, and the modules."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.images import debian
+from tools.images.cache import ImageError, cache_dir, make_file, make_tree
+
+# Which suite ships each kernel; the metapackage's name is the same in all of them.
+_SUITES = {
+    "6.1-cloud": "bookworm",
+    "6.12-cloud": "bookworm-backports",
+    "7-cloud": "trixie-backports",
+}
+RELEASES = tuple(_SUITES)
+_METAPACKAGE = "linux-image-cloud-amd64"
+
+# Fields of the x86 boot protocol's setup header (Linux Documentation/arch/x86/boot.rst).
+_SETUP_SECTS = 0x1F1
+_HEADER_MAGIC = 0x202
+_PAYLOAD_OFFSET = 0x248
+_SECTOR_BYTES = 512
+
+_DECOMPRESSORS = {
+    b"\x02\x21\x4c\x18": ("lz4", "-dc"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "-dc"),
+    b"\xfd7zX": ("xz", "-dc"),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One stock kernel: ``version`` is what ``uname -r`` says, ``modules_dir`` has modules.dep."""
+
+    version: str
+    vmlinuz: Path
+    vmlinux: Path
+    modules_dir: Path
+
+
+def kernel(release: str, *, newest: bool = False) -> Kernel:
+    """Return a stock kernel by release (``RELEASES``), from the cache or else from the mirror.
+
+    Raises: ImageError: no such release (caller), or it could not be fetched or cut (host).
+    """
+    if release not in _SUITES:
+        raise ImageError(f"There is no kernel {release!r}; known are {', '.join(RELEASES)}.")
+    trees = list(_kernel_trees(_METAPACKAGE, _SUITES[release], newest))
+    vmlinuz = _only(trees, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+    if vmlinuz.parent.name == "boot":
+        version = vmlinuz.name.removeprefix("vmlinuz-")
+    else:
+        version = vmlinuz.parent.name
+    modules = _only(
+        trees, f"lib/modules/{version}/kernel", f"usr/lib/modules/{version}/kernel"
+    ).parent
+    home = cache_dir() / "kernels" / trees[0].name
+    vmlinux = make_file(home / "vmlinux", lambda path: cut_vmlinux(vmlinuz, path))
+    return Kernel(version, vmlinuz, vmlinux, _with_dependencies(modules, version, home))
+
+
+def _kernel_trees(package: str, suite: str, newest: bool) -> Iterator[Path]:
+    """Yield where a kernel package and the kernel packages it depends on are unpacked."""
+    tree = debian.fetch(package, suite, newest=newest)
+    yield tree
+    for name in debian.depends(tree):
+        # From 7 on a kernel is split: linux-image depends on linux-binary, -modules and -base.
+        if name.startswith("linux-") and "cloud" in name:
+            yield from _kernel_trees(name, suite, newest)
+
+
+def _only(trees: list[Path], *patterns: str) -> Path:
+    """Return the one path that matches a pattern in the trees."""
+    for pattern in patterns:
+        found = sorted({path for tree in trees for path in tree.glob(pattern)})
+        if found:
+            return found[-1]
+    raise ImageError(f"The kernel package has no {' or '.join(patterns)}.")
+
+
+def _with_dependencies(modules: Path, version: str, home: Path) -> Path:
+    """Return a modules directory with ``modules.dep`` and its indexes, which depmod makes."""
+    if (modules / "modules.dep").exists():
+        return modules
+    base = home / "root"
+    directory = base / "lib" / "modules" / version
+
+    def fill(path: Path) -> None:
+        target = path / "lib" / "modules" / version
+        target.mkdir(parents=True)
+        for name in ("kernel", "modules.builtin", "modules.builtin.modinfo", "modules.order"):
+            if (modules / name).exists():
+                (target / name).symlink_to(modules / name)
+        _run("depmod", "-b", str(path), version)
+
+    make_tree(base, fill)
+    return directory
+
+
+def cut_vmlinux(vmlinuz: Path, target: Path) -> None:
+    """Write the ELF kernel that ``vmlinuz`` holds compressed to ``target``.
+
+    Raises: ImageError: not a bzImage, or compressed in a way not known here.
+    """
+    image = vmlinuz.read_bytes()
+    if image[_HEADER_MAGIC : _HEADER_MAGIC + 4] != b"HdrS":
+        raise ImageError(f"{vmlinuz} is not a bzImage: it has no setup header.")
+    setup_sectors = image[_SETUP_SECTS] or 4
+    offset, length = struct.unpack_from("<II", image, _PAYLOAD_OFFSET)
+    start = (setup_sectors + 1) * _SECTOR_BYTES + offset
+    payload = image[start : start + length]
+    command = _DECOMPRESSORS.get(payload[:4])
+    if command is None:
+        raise ImageError(f"{vmlinuz} is compressed in an unknown way ({payload[:4].hex()}).")
+    # The build appends the size, which lz4 and zstd take for the start of another frame.
+    data = payload if command[0] == "xz" else payload[:-4]
+    elf = _run(*command, stdin=data)
+    if not elf.startswith(b"\x7fELF"):
+        raise ImageError(f"{vmlinuz} holds no ELF kernel.")
+    target.write_bytes(elf)
+
+
+def _run(*command: str, stdin: bytes = b"") -> bytes:
+    try:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            check=False,
+            # depmod is among the administrator's tools, which a user's PATH leaves out.
+            env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
+        )
+    except FileNotFoundError as error:
+        raise ImageError(f"{command[0]} is not installed; 'make setup' installs it.") from error
+    if done.returncode != 0:
+        raise ImageError(f"{command[0]} failed: {done.stderr.decode().strip()}")
+    return done.stdout
