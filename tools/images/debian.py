@@ -59,6 +59,9 @@ def fetch(package: str, suite: str, *, newest: bool = False) -> Path:
         raise ImageError(f"There is no suite {suite!r}; known are {', '.join(_PARTS)}.")
     packages = cache_dir() / "packages"
     latest = packages / suite / package
+    # What is there already needs no hold: the cache may be on a file system that is read-only.
+    if latest.exists() and not newest:
+        return latest.resolve()
     with exclusive("packages"):
         if newest or not latest.exists():
             apt = _Apt(suite)
