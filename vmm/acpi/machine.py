@@ -1,0 +1,45 @@
+"""What the ACPI tables have to know of a machine, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vmm.pci.allocator import Span
+
+PCI_IRQS = tuple(range(5, 13))
+"""The interrupts that slots share for their legacy pin: slot i has the (i mod 8)th."""
+
+GED_IRQ = 13
+COM1_IRQ = 4
+
+
+class PciSegment(NamedTuple):
+    """One PCI segment: a root bridge with a single bus.
+
+    ``mmio32`` and ``mmio64`` are where its devices' memory lies; a window of size 0 is left out.
+    """
+
+    id: int
+    ecam: Span
+    mmio32: Span
+    mmio64: Span
+    irqs: tuple[int, ...] = PCI_IRQS
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine as its firmware describes it to the operating system.
+
+    ``apic_ids`` has one entry a possible vCPU, by index; the first ``boot_vcpus`` are there at
+    start. ``ged_address`` is where the event register is. ``has_pm1_blocks`` advertises the PM1
+    registers that Hyper-V asks for, though nothing answers there.
+    """
+
+    apic_ids: tuple[int, ...]
+    boot_vcpus: int
+    segments: tuple[PciSegment, ...]
+    ged_address: int
+    ged_irq: int = GED_IRQ
+    has_serial: bool = True
+    has_pm1_blocks: bool = False
