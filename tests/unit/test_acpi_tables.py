@@ -220,6 +220,9 @@ def test_dsdt_disassembled_names_what_the_guest_needs(tmp_path: Path) -> None:
     compile_again(tmp_path, "dsdt", table(MACHINE, "DSDT"))
 
     text = (tmp_path / "dsdt.dsl").read_text()
+    words = " ".join(text.split())
+    assert r"If ((Local0 & 0x08)) { Notify (\_SB.PWRB, 0x80)" in words
+    assert "Package (0x04) { 0x0009FFFF, Zero, Zero, 0x06 }" in words
     for expected in (
         "Device (PC00)",
         "Device (PC0A)",
@@ -230,7 +233,6 @@ def test_dsdt_disassembled_names_what_the_guest_needs(tmp_path: Path) -> None:
         "Device (GEC)",
         "Device (GED)",
         "OperationRegion (GDST, SystemMemory, 0x00003FFFFFFEF000, One)",
-        r"Notify (\_SB.PWRB, 0x80)",
         r"\_SB.GEC.ESCN ()",
         r"Name (\_S5, Package (0x04)",
         'ToUUID ("e5c937d0-3553-4d7a-9117-ea4d19c3434d")',

@@ -7,15 +7,9 @@ has the same addresses.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.errors import ConfigError, InternalError
-
-PAGE_SIZE = 4096
-MMIO32_ALIGNMENT = PAGE_SIZE
-MMIO64_ALIGNMENT = 4 << 30
-"""What a segment's share of an area is a multiple of."""
 
 
 class Span(NamedTuple):
@@ -86,24 +80,3 @@ class AddressAllocator:
         if at == len(self._taken) or self._taken[at].base != address:
             raise InternalError(f"No range of the {self.name} area begins at {address:#x}")
         del self._taken[at]
-
-
-def split_by_weight(area: Span, weights: Sequence[int], alignment: int) -> list[Span]:
-    """Cut an area in parts, in order; the last one takes what rounding leaves.
-
-    A unit of weight is the largest multiple of ``alignment`` bytes that fits.
-    Raises: ConfigError when that is nothing and there are several parts.
-    """
-    unit = area.size // (alignment * sum(weights)) * alignment
-    if unit == 0 and len(weights) > 1:
-        raise ConfigError(
-            f"An area of {area.size:#x} bytes has no {alignment:#x} bytes for each of "
-            f"{sum(weights)} units of PCI segment weight; use fewer segments"
-        )
-    parts = []
-    base = area.base
-    for weight in weights[:-1]:
-        parts.append(Span(base, unit * weight))
-        base += unit * weight
-    parts.append(Span(base, area.end - base))
-    return parts
