@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from vmm.errors import InternalError
 
@@ -105,3 +105,35 @@ class Bus:
             return None
         found = self._ranges[at]
         return found if address < found.end else None
+
+
+class Router(Protocol):
+    """The exit router: which mechanism in C meets an access first."""
+
+    def map_pio(self, base: int, size: int, mechanism: Any, /) -> None: ...
+    def unmap_pio(self, base: int, size: int, /) -> None: ...
+    def map_mmio(self, base: int, size: int, mechanism: Any, /) -> None: ...
+    def unmap_mmio(self, base: int, size: int, /) -> None: ...
+
+
+class AddressSpaces:
+    """Both buses of a machine, kept in step with the exit router that leads to them.
+
+    ``loop`` is the router's mechanism for rung 2.
+    """
+
+    def __init__(self, router: Router, loop: object) -> None:
+        self.ports = Bus("port")
+        self.mmio = Bus("memory-mapped")
+        self._router = router
+        self._loop = loop
+
+    def claim_ports(self, base: int, size: int, handler: IoHandler) -> None:
+        """Let a handler answer on ports. Raises: InternalError when one is taken."""
+        self.ports.claim(base, size, handler)
+        self._router.map_pio(base, size, self._loop)
+
+    def claim_mmio(self, base: int, size: int, handler: IoHandler) -> None:
+        """Let a handler answer at addresses. Raises: InternalError when one is taken."""
+        self.mmio.claim(base, size, handler)
+        self._router.map_mmio(base, size, self._loop)

@@ -54,6 +54,7 @@ class Zone:
     mergeable: bool = False
     prefault: bool = False
     host_numa_node: int | None = None
+    reserve: bool = False
     thp: bool = True
 
     @property
@@ -75,26 +76,10 @@ class Region(NamedTuple):
 
 
 def zones_of(config: MemoryConfig) -> tuple[Zone, ...]:
-    """The zones a memory configuration describes: one for ``size``, or those it lists."""
-    shared_facts = {"thp": config.thp}
-    zones = [
-        Zone(
-            zone.id,
-            zone.size,
-            zone.file,
-            zone.shared,
-            zone.hugepages,
-            zone.hugepage_size,
-            zone.mergeable,
-            zone.prefault,
-            zone.host_numa_node,
-            **shared_facts,
-        )
-        for zone in config.zones or ()
-    ]
+    """The zones a memory configuration describes: one for ``size``, then those it lists."""
+    zones = []
     if config.size:
-        zones.insert(
-            0,
+        zones.append(
             Zone(
                 DEFAULT_ZONE,
                 config.size,
@@ -103,8 +88,25 @@ def zones_of(config: MemoryConfig) -> tuple[Zone, ...]:
                 hugepage_size=config.hugepage_size,
                 mergeable=config.mergeable,
                 prefault=config.prefault,
-                **shared_facts,
-            ),
+                reserve=config.reserve,
+                thp=config.thp,
+            )
+        )
+    for zone in config.zones or ():
+        zones.append(
+            Zone(
+                zone.id,
+                zone.size,
+                file=zone.file,
+                shared=zone.shared,
+                hugepages=zone.hugepages,
+                hugepage_size=zone.hugepage_size,
+                mergeable=zone.mergeable,
+                prefault=zone.prefault,
+                host_numa_node=zone.host_numa_node,
+                reserve=zone.reserve,
+                thp=config.thp,
+            )
         )
     return tuple(zones)
 
@@ -298,7 +300,8 @@ def _backing(
     zone: Zone, size: int, offset: int, stack: contextlib.ExitStack
 ) -> tuple[int, int, int]:
     """Open what a zone is mapped from: a descriptor or -1, the mmap flags, the file offset."""
-    private = mmap.MAP_PRIVATE | MAP_NORESERVE
+    lazy = 0 if zone.reserve else MAP_NORESERVE
+    private = mmap.MAP_PRIVATE | lazy
     if zone.file is not None:
         fd = _open_file(zone.file, offset + size)
         stack.callback(os.close, fd)
@@ -318,7 +321,7 @@ def _backing(
             error,
             hint=f"does this host have pages of {zone.page_size >> 10} KiB?",
         ) from error
-    return fd, mmap.MAP_SHARED | MAP_NORESERVE, 0
+    return fd, mmap.MAP_SHARED | lazy, 0
 
 
 def _open_file(path: str, size: int) -> int:

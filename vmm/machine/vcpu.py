@@ -43,6 +43,7 @@ class VcpuTask:
     def __init__(
         self,
         vcpu: Vcpu,
+        index: int,
         router: ExitRouter,
         *,
         ports: Bus,
@@ -50,8 +51,8 @@ class VcpuTask:
         sink: ExitSink,
         host_cpus: Sequence[int] | None,
     ) -> None:
-        self._thread = VcpuThread(vcpu, router, name=f"vcpu{vcpu.index}", host_cpus=host_cpus)
-        self._index = vcpu.index
+        self._thread = VcpuThread(vcpu, router, name=f"vcpu{index}", host_cpus=host_cpus)
+        self._index = index
         self._ports = ports
         self._mmio = mmio
         self._sink = sink

@@ -1,0 +1,355 @@
+"""The VM owner: states, commands, and what a guest may ask for, with a machine made of events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from vmm.config.vm import VmConfig
+from vmm.errors import HostError, NotCreatedError, StateError, VmmError
+from vmm.machine.bus import Lifecycle
+from vmm.machine.commands import (
+    Boot,
+    Command,
+    Create,
+    Delete,
+    Nmi,
+    Pause,
+    PowerButton,
+    Reboot,
+    Resume,
+    Shutdown,
+    ShutdownVmm,
+)
+from vmm.machine.owner import VmOwner
+
+CONFIG = VmConfig.model_validate({"payload": {"kernel": "/boot/vmlinuz"}})
+
+
+class RecordedEvents:
+    """An event sink that keeps the names."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def emit(self, source: str, event: str, properties: Mapping[str, str] | None = None) -> None:
+        self.names.append(event)
+
+
+class FakeMachine:
+    """A machine whose inside is a nursery with one task that may be told to fail."""
+
+    memory_actual_size = 512 << 20
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self.lifecycle = lifecycle
+        self.calls: list[str] = []
+        self.break_down = trio.Event()
+        self.pause_hangs = False
+
+    @property
+    def device_tree(self) -> dict[str, dict[str, object]]:
+        return {"__serial": {"id": "__serial", "resources": [], "children": []}}
+
+    @property
+    def counters(self) -> dict[str, dict[str, int]]:
+        return {}
+
+    async def pause(self) -> None:
+        self.calls.append("pause")
+        if self.pause_hangs:
+            await trio.sleep_forever()
+
+    async def resume(self) -> None:
+        self.calls.append("resume")
+
+    def press_power_button(self) -> None:
+        self.calls.append("power button")
+
+    def inject_nmi(self) -> None:
+        self.calls.append("nmi")
+
+    async def run(self) -> None:
+        await self.break_down.wait()
+        raise HostError("KVM_RUN", 14)
+
+
+class FakeConsoles:
+    """Consoles that add nothing to the configuration."""
+
+    def described_in(self, config: VmConfig) -> VmConfig:
+        return config
+
+
+class Bench:
+    """A running owner and the machines it has built."""
+
+    def __init__(self, *, no_shutdown: bool = False) -> None:
+        self.events = RecordedEvents()
+        self.machines: list[FakeMachine] = []
+        self.open_now = 0
+        self.consoles_opened = 0
+        self.consoles_now = 0
+        self.boot_error: VmmError | None = None
+        self.owner = VmOwner(
+            events=self.events,
+            open_consoles=self._open_consoles,
+            open_machine=self._open_machine,
+            no_shutdown=no_shutdown,
+        )
+        self.ended = trio.Event()
+
+    @property
+    def machine(self) -> FakeMachine:
+        return self.machines[-1]
+
+    async def do(self, *commands: Command) -> None:
+        for command in commands:
+            await self.owner.submit(command)
+
+    async def run(self) -> None:
+        await self.owner.run()
+        self.ended.set()
+
+    @asynccontextmanager
+    async def _open_consoles(self, config: VmConfig) -> AsyncIterator[FakeConsoles]:
+        self.consoles_opened += 1
+        self.consoles_now += 1
+        yield_to = FakeConsoles()
+        try:
+            yield yield_to
+        finally:
+            self.consoles_now -= 1
+
+    @asynccontextmanager
+    async def _open_machine(
+        self, config: VmConfig, consoles: object, lifecycle: Lifecycle
+    ) -> AsyncIterator[FakeMachine]:
+        if self.boot_error is not None:
+            raise self.boot_error
+        machine = FakeMachine(lifecycle)
+        self.machines.append(machine)
+        self.open_now += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(machine.run)
+                yield machine
+                nursery.cancel_scope.cancel()
+        finally:
+            self.open_now -= 1
+
+
+@asynccontextmanager
+async def running(*, no_shutdown: bool = False) -> AsyncIterator[Bench]:
+    bench = Bench(no_shutdown=no_shutdown)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.run)
+        yield bench
+        nursery.cancel_scope.cancel()
+    assert bench.open_now == 0
+    assert bench.consoles_now == 0
+
+
+async def test_create_and_boot_make_one_running_machine() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG))
+        assert bench.owner.info().state == "Created"
+
+        await bench.do(Boot())
+
+        assert bench.owner.info().state == "Running"
+        assert bench.owner.info().device_tree is not None
+        assert bench.events.names == ["booting", "booted"]
+
+
+@pytest.mark.parametrize(
+    "command", [Boot(), Pause(), Resume(), Shutdown(), Reboot(), PowerButton(), Nmi()]
+)
+async def test_command_without_a_vm_says_not_created(command: Command) -> None:
+    async with running() as bench:
+        with pytest.raises(NotCreatedError):
+            await bench.do(command)
+        with pytest.raises(NotCreatedError):
+            bench.owner.info()
+
+
+@pytest.mark.parametrize("command", [Pause(), Resume(), Shutdown(), Reboot(), PowerButton(), Nmi()])
+async def test_command_on_a_created_vm_says_not_running(command: Command) -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG))
+
+        with pytest.raises(StateError, match="VM is not running"):
+            await bench.do(command)
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "text"),
+    [
+        ([], Create(CONFIG), "already created"),
+        ([Boot()], Boot(), "already created"),
+        ([Boot()], Resume(), "Running to Running"),
+        ([Boot(), Pause()], Pause(), "Paused to Paused"),
+    ],
+)
+async def test_command_in_the_wrong_state_is_refused_and_changes_nothing(
+    before: list[Command], command: Command, text: str
+) -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), *before)
+        state = bench.owner.info().state
+
+        with pytest.raises(StateError, match=text):
+            await bench.do(command)
+
+        assert bench.owner.info().state == state
+
+
+async def test_pause_and_resume_move_between_the_two_states() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), Pause())
+        assert bench.owner.info().state == "Paused"
+
+        await bench.do(Resume())
+
+        assert bench.owner.info().state == "Running"
+        assert bench.machine.calls == ["pause", "resume"]
+
+
+async def test_shutdown_keeps_the_configuration_and_boot_opens_consoles_again() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), Shutdown())
+        assert (bench.open_now, bench.consoles_now) == (0, 0)
+        assert bench.owner.info().state == "Created"
+
+        await bench.do(Boot())
+
+        assert bench.consoles_opened == 2
+
+
+async def test_delete_of_a_running_vm_stops_it_first() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), Delete())
+
+        assert bench.open_now == 0
+        assert bench.events.names[-2:] == ["shutdown", "deleted"]
+        await bench.do(Delete())
+
+
+async def test_reboot_builds_a_new_machine_on_the_same_consoles() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), Reboot())
+
+        assert len(bench.machines) == 2
+        assert bench.consoles_opened == 1
+        assert bench.events.names[-2:] == ["rebooting", "rebooted"]
+
+
+async def test_failed_boot_leaves_a_created_vm_that_can_boot_later() -> None:
+    async with running() as bench:
+        bench.boot_error = HostError("open", 13, path="/dev/kvm")
+        await bench.do(Create(CONFIG))
+        with pytest.raises(HostError):
+            await bench.do(Boot())
+        bench.boot_error = None
+
+        await bench.do(Boot())
+
+        assert bench.owner.info().state == "Running"
+
+
+async def test_guest_reset_reboots_once_however_often_it_asks() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+
+        for _ in range(5):
+            bench.machine.lifecycle.request_reset()
+        await bench.do(Pause())
+
+        assert len(bench.machines) == 2
+
+
+async def test_guest_power_off_ends_the_vmm() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+
+        bench.machine.lifecycle.request_shutdown()
+        await bench.ended.wait()
+
+        assert bench.open_now == 0
+
+
+async def test_guest_power_off_with_no_shutdown_keeps_the_vmm() -> None:
+    async with running(no_shutdown=True) as bench:
+        await bench.do(Create(CONFIG), Boot())
+
+        bench.machine.lifecycle.request_shutdown()
+        with pytest.raises(StateError):
+            await bench.do(PowerButton())
+
+        assert bench.owner.info().state == "Created"
+        assert not bench.ended.is_set()
+
+
+async def test_machine_that_fails_ends_the_vmm_with_nothing_left() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+
+        bench.machine.break_down.set()
+        await bench.ended.wait()
+
+        assert bench.open_now == 0
+        assert bench.events.names[-1] == "deleted"
+
+
+async def test_pause_of_a_machine_that_fails_meanwhile_is_refused() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        bench.machine.pause_hangs = True
+        bench.machine.break_down.set()
+
+        with pytest.raises(StateError, match="not running"):
+            await bench.do(Pause())
+        await bench.ended.wait()
+
+
+async def test_caller_that_is_cancelled_does_not_cancel_the_command() -> None:
+    async with running() as bench:
+        with trio.CancelScope() as impatient:
+            impatient.cancel()
+            await bench.do(Create(CONFIG))
+
+        await bench.do(Boot())
+
+        assert bench.owner.info().state == "Running"
+
+
+async def test_reset_wish_of_a_machine_that_is_gone_is_ignored() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        old = bench.machine
+        await bench.do(Reboot())
+
+        old.lifecycle.request_reset()
+        await bench.do(Pause())
+
+        assert len(bench.machines) == 2
+
+
+async def test_shutdown_of_the_vmm_deletes_and_ends() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), ShutdownVmm())
+        await bench.ended.wait()
+
+        assert bench.events.names[-2:] == ["shutdown", "deleted"]
+
+
+@pytest.mark.parametrize("steps", range(1, 6))
+async def test_cancel_after_any_step_leaves_nothing_open(steps: int) -> None:
+    sequence: list[Command] = [Create(CONFIG), Boot(), Pause(), Resume(), Reboot()]
+    async with running() as bench:
+        await bench.do(*sequence[:steps])
+
+

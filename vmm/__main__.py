@@ -1,0 +1,34 @@
+"""Start the VMM: ``python -m vmm`` and the console script ``vmm``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+
+import trio
+
+from vmm.cli import format_error_chain, parse
+from vmm.errors import VmmError
+from vmm.log import set_up_log
+
+PRIVATE_UMASK = 0o077
+"""What this process creates is its user's alone: sockets, logs, console files."""
+
+
+def main() -> int:
+    """Run one VMM with the arguments of the command line and return its exit code."""
+    os.umask(PRIVATE_UMASK)
+    try:
+        invocation = parse(sys.argv[1:])
+        with set_up_log(invocation.verbosity, invocation.log_file):
+            from vmm.loop import run_vmm
+
+            return trio.run(partial(run_vmm, invocation))
+    except VmmError as error:
+        print(format_error_chain(error), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

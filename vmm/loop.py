@@ -1,0 +1,114 @@
+"""The root of the nursery tree: signals, the event sink, the API server and the VM owner.
+
+    run_vmm
+    ├─ event sink, API socket        entered here, left last
+    └─ nursery
+       ├─ signals                    SIGTERM and SIGINT end the VMM
+       ├─ VM owner                   holds the VM; its end is the end of the VMM
+       └─ API server                 imported once the machine of the command line runs
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import AsyncExitStack
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import trio
+
+from vmm.cli import format_error_chain
+from vmm.errors import VmmError
+from vmm.events import open_event_sink
+from vmm.machine.commands import Boot, Create, ShutdownVmm
+from vmm.machine.owner import VmOwner
+from vmm.machine.consoles import open_consoles
+from vmm.machine.vm import open_machine
+
+if TYPE_CHECKING:
+    import socket
+
+    from vmm.cli import Invocation
+    from vmm.config.vm import VmConfig
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+
+
+async def run_vmm(invocation: Invocation) -> int:
+    """Run the VMM until it is told to end, and return the process's exit code.
+
+    Raises: VmmError when the event monitor or the API socket cannot be opened.
+    Cancel: nothing is left behind.
+    """
+    async with AsyncExitStack() as stack:
+        events = stack.enter_context(open_event_sink(invocation.event_monitor))
+        listener = None
+        if invocation.api_socket is not None:
+            from vmm.api.socket import open_api_socket
+
+            listener = stack.enter_context(open_api_socket(invocation.api_socket))
+        events.emit("vmm", "starting")
+        owner = VmOwner(
+            events=events,
+            open_consoles=open_consoles,
+            open_machine=open_machine,
+            no_shutdown=invocation.no_shutdown,
+        )
+        code = await _serve(owner, invocation, listener)
+        events.emit("vmm", "shutdown")
+        return code
+
+
+async def _serve(owner: VmOwner, invocation: Invocation, listener: socket.socket | None) -> int:
+    """Run the tree until the owner ends; the API then still sends the replies it owes."""
+    ended = trio.Event()
+    code = EXIT_OK
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, owner)
+        nursery.start_soon(_run_owner, owner, ended)
+        if invocation.config is not None and not await _boot(owner, invocation.config):
+            code = EXIT_FAILURE
+        else:
+            if listener is not None:
+                guest_runs = invocation.config is not None
+                nursery.start_soon(partial(_serve_api, owner, listener, guest_runs=guest_runs))
+            await ended.wait()
+        nursery.cancel_scope.cancel()
+    return code
+
+
+async def _run_owner(owner: VmOwner, ended: trio.Event) -> None:
+    await owner.run()
+    ended.set()
+
+
+async def _boot(owner: VmOwner, config: VmConfig) -> bool:
+    """Create and boot the VM of the command line; False, after saying why, when it cannot be."""
+    for command, failure in ((Create(config), "Error creating VM"), (Boot(), "Error booting VM")):
+        try:
+            await owner.submit(command)
+        except VmmError as error:
+            outer = VmmError(failure)
+            outer.__cause__ = error
+            print(format_error_chain(outer), file=sys.stderr)
+            return False
+    return True
+
+
+async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: bool) -> None:
+    """Serve the API until cancelled. Clients that came early wait in the socket's backlog."""
+    if guest_runs:
+        # The stack takes longer to import than a guest to boot, and the guest needs the loop.
+        await trio.to_thread.run_sync(import_module, "vmm.api.server")
+    from vmm.api.server import serve
+
+    await serve(owner, listener, VERSION)
+
+
+async def _end_on_signal(owner: VmOwner) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            await owner.submit(ShutdownVmm())

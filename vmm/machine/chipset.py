@@ -1,0 +1,152 @@
+"""The board a VM's processors sit on: interrupt controller, PCI bus, and the legacy devices.
+
+Each range is put on the lowest rung that can answer it: configuration reads come from a read-only
+memory slot or in C from the same bytes, serial and debug output goes to rings in C, the rest comes
+to the loop.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import trio
+
+from vmm.acpi.ged import REGISTER_SIZE, GeneralEventDevice
+from vmm.boot import layout
+from vmm.kvm_cffi import ByteRing, ConfigAddress, Loop, PmTimer, Uart, address_of
+from vmm.legacy import acpi_shutdown, cmos, debug_console, debug_port, fw_debug, i8042, serial
+from vmm.legacy.ioapic import Ioapic
+from vmm.machine.bus import AddressSpaces
+from vmm.machine.interrupts import Interrupts
+from vmm.pci.access import CONFIG_DATA_PORT, CONFIG_DATA_SIZE, ConfigPorts, Ecam
+from vmm.pci.segment import SHADOW_SIZE, Segment
+
+if TYPE_CHECKING:
+    from vmm.boot.layout import DeviceAreas
+    from vmm.config.vm import VmConfig
+    from vmm.kvm_cffi import ExitRouter, Vm
+    from vmm.machine.bus import Lifecycle
+    from vmm.machine.consoles import Consoles
+    from vmm.machine.memory import GuestMemory
+
+PM_TIMER_PORT = 0x608
+PM_TIMER_SIZE = 4
+CONFIG_ADDRESS_PORT = 0xCF8
+CONFIG_ADDRESS_SIZE = 8
+GED_IRQ = 13
+GED_PAGE = 2
+"""Which page of the platform's registers is the GED's: PCI and CPU hot-plug come before it."""
+
+
+class Task(Protocol):
+    """A device that has work of its own to do while the VM is there."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None: ...
+
+
+class Chipset(NamedTuple):
+    """What the owner of the machine needs to hold of it."""
+
+    spaces: AddressSpaces
+    interrupts: Interrupts
+    ioapic: Ioapic
+    ged: GeneralEventDevice
+    segment: Segment
+    tasks: tuple[Task, ...]
+    device_tree: dict[str, dict[str, object]]
+
+
+@contextmanager
+def open_chipset(
+    vm: Vm,
+    router: ExitRouter,
+    memory: GuestMemory,
+    areas: DeviceAreas,
+    config: VmConfig,
+    consoles: Consoles,
+    lifecycle: Lifecycle,
+) -> Iterator[Chipset]:
+    """Build the board and put everything in its place. Raises: HostError."""
+    with ExitStack() as stack:
+        loop = stack.enter_context(Loop())
+        spaces = AddressSpaces(router, loop)
+        interrupts = stack.enter_context(Interrupts(vm))
+        ioapic = Ioapic(interrupts)
+        spaces.claim_mmio(layout.IOAPIC, layout.IOAPIC_SIZE, ioapic)
+        ged = GeneralEventDevice(interrupts.line(GED_IRQ))
+        spaces.claim_mmio(areas.platform_page(GED_PAGE), REGISTER_SIZE, ged)
+        segment = _add_pci(stack, vm, router, spaces, next_slot=len(memory.regions))
+        _add_registers(stack, router, spaces, memory, lifecycle)
+        tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
+        names = ["__ioapic"]
+        if config.serial.mode != "Off":
+            names.append("__serial")
+        if config.debug_console.mode != "Off":
+            names.append("__debug_console")
+        tree: dict[str, dict[str, object]] = {
+            name: {"id": name, "resources": [], "children": []} for name in names
+        }
+        yield Chipset(spaces, interrupts, ioapic, ged, segment, tasks, tree)
+
+
+def _add_pci(
+    stack: ExitStack, vm: Vm, router: ExitRouter, spaces: AddressSpaces, *, next_slot: int
+) -> Segment:
+    """Add PCI segment 0: one shadow of configuration space behind both ways to it."""
+    shadow = stack.enter_context(mmap.mmap(-1, SHADOW_SIZE))
+    view = stack.enter_context(memoryview(shadow))
+    segment = Segment(0, view)
+    address = address_of(view)
+    vm.set_user_memory_region(next_slot, layout.ECAM, SHADOW_SIZE, address, read_only=True)
+    spaces.claim_mmio(layout.ECAM, SHADOW_SIZE, Ecam(segment))
+    ports = stack.enter_context(ConfigAddress(address, SHADOW_SIZE))
+    spaces.ports.claim(CONFIG_DATA_PORT, CONFIG_DATA_SIZE, ConfigPorts(ports, segment))
+    router.map_pio(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_SIZE, ports)
+    return segment
+
+
+def _add_registers(
+    stack: ExitStack,
+    router: ExitRouter,
+    spaces: AddressSpaces,
+    memory: GuestMemory,
+    lifecycle: Lifecycle,
+) -> None:
+    """Add what only has registers: reset and power ports, clock, timer."""
+    below = memory.ram[0].size
+    clock = cmos.Cmos(below, memory.size - below, lifecycle)
+    spaces.claim_ports(cmos.PORT, cmos.PORTS, clock)
+    spaces.claim_ports(i8042.PORT, i8042.PORTS, i8042.I8042(lifecycle))
+    shutdown = acpi_shutdown.AcpiShutdown(lifecycle)
+    spaces.claim_ports(acpi_shutdown.PORT, acpi_shutdown.PORTS, shutdown)
+    router.map_pio(PM_TIMER_PORT, PM_TIMER_SIZE, stack.enter_context(PmTimer()))
+
+
+def _add_outputs(
+    stack: ExitStack,
+    router: ExitRouter,
+    interrupts: Interrupts,
+    config: VmConfig,
+    consoles: Consoles,
+) -> Iterator[Task]:
+    """Add what the guest writes text or codes to."""
+    if config.serial.mode != "Off":
+        uart = stack.enter_context(Uart(interrupts.line(serial.IRQ).fd))
+        router.map_pio(serial.PORT, serial.PORTS, uart)
+        yield serial.Serial(uart, consoles.serial)
+    if config.debug_console.mode != "Off":
+        port = config.debug_console.iobase
+        ring = stack.enter_context(ByteRing(debug_console.READ_VALUE))
+        router.map_pio(debug_console.PORT if port is None else port, 1, ring)
+        yield debug_console.DebugConsole(ring, consoles.debug)
+    codes = stack.enter_context(ByteRing(debug_port.READ_VALUE))
+    router.map_pio(debug_port.PORT, 1, codes)
+    start = time.monotonic()
+    yield debug_port.DebugPort(codes, lambda: time.monotonic() - start)
+    firmware = stack.enter_context(ByteRing(fw_debug.READ_VALUE))
+    router.map_pio(fw_debug.PORT, 1, firmware)
+    yield fw_debug.FwDebug(firmware, consoles.firmware)

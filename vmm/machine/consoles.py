@@ -1,0 +1,52 @@
+"""The opened back ends of one VM's consoles: they outlive a reboot, so that who watches stays."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm.console import Backend, open_backend
+
+if TYPE_CHECKING:
+    from vmm.config.vm import VmConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Consoles:
+    """The other side of the serial port, of the debug console and of the firmware's debug port."""
+
+    serial: Backend
+    debug: Backend
+    firmware: Backend
+
+    def described_in(self, config: VmConfig) -> VmConfig:
+        """The configuration with the paths that opening chose."""
+        changes: dict[str, object] = {}
+        if self.serial.path is not None:
+            changes["serial"] = config.serial.model_copy(update={"file": self.serial.path})
+        if self.debug.path is not None:
+            changes["debug_console"] = config.debug_console.model_copy(
+                update={"file": self.debug.path}
+            )
+        return config.model_copy(update=changes) if changes else config
+
+
+@asynccontextmanager
+async def open_consoles(config: VmConfig) -> AsyncIterator[Consoles]:
+    """Open what the configuration's consoles lead to.
+
+    Raises: ConfigError (caller), HostError (a path, terminal or socket that cannot be had).
+    """
+    serial, debug = config.serial, config.debug_console
+    async with AsyncExitStack() as stack:
+        yield Consoles(
+            await stack.enter_async_context(
+                open_backend(serial.mode, name="serial", file=serial.file, socket=serial.socket)
+            ),
+            await stack.enter_async_context(
+                open_backend(debug.mode, name="debug_console", file=debug.file)
+            ),
+            await stack.enter_async_context(open_backend("Tty", name="firmware's debug port")),
+        )

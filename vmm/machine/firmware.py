@@ -1,0 +1,81 @@
+"""What firmware would have done before the kernel: load it, and describe the machine to it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from vmm.acpi import tables
+from vmm.acpi.machine import Machine, PciSegment, Window
+from vmm.boot import layout
+from vmm.boot.assemble import BootFacts, Payload, prepare
+from vmm.boot.payload import open_payload
+from vmm.boot.smbios import SystemIdentity
+from vmm.errors import InternalError
+from vmm.machine.chipset import GED_IRQ, GED_PAGE
+
+if TYPE_CHECKING:
+    from vmm.boot.entry import KernelEntry
+    from vmm.boot.layout import DeviceAreas
+    from vmm.config.platform import PlatformConfig
+    from vmm.config.vm import VmConfig
+    from vmm.machine.memory import GuestMemory
+    from vmm.machine.processors import Processors
+
+
+def write(
+    memory: GuestMemory, config: VmConfig, cpus: Processors, areas: DeviceAreas
+) -> KernelEntry:
+    """Fill a new machine's RAM and say where its first vCPU enters.
+
+    Raises: ConfigError (caller: a payload that cannot be booted), HostError (unreadable).
+    """
+    memory.write(tables.RSDP_ADDRESS, tables.build(_acpi_machine(config, cpus, areas)))
+    payload = config.payload
+    if payload is None:
+        raise InternalError("A machine without a payload got past validation")
+    facts = BootFacts(cpus.apic_ids[: config.cpus.boot_vcpus], _identity(config.platform))
+    with ExitStack() as files:
+        role, path = (
+            ("firmware", payload.firmware) if payload.firmware else ("kernel", payload.kernel)
+        )
+        image = files.enter_context(open_payload(path or "", role))
+        initramfs = None
+        if payload.initramfs is not None and role == "kernel":
+            initramfs = files.enter_context(open_payload(payload.initramfs, "initramfs"))
+        return prepare(memory, Payload(image, initramfs, payload.cmdline or ""), facts)
+
+
+def _acpi_machine(config: VmConfig, cpus: Processors, areas: DeviceAreas) -> Machine:
+    segment = PciSegment(
+        0,
+        Window(layout.ECAM, layout.ECAM_SEGMENT_SIZE),
+        Window(*areas.mmio32),
+        Window(*areas.mmio64),
+    )
+    return Machine(
+        apic_ids=cpus.apic_ids,
+        boot_vcpus=config.cpus.boot_vcpus,
+        segments=(segment,),
+        ged_address=areas.platform_page(GED_PAGE),
+        ged_irq=GED_IRQ,
+        has_serial=config.serial.mode != "Off",
+        has_pm1_blocks=config.cpus.nested and config.cpus.kvm_hyperv,
+    )
+
+
+def _identity(platform: PlatformConfig | None) -> SystemIdentity:
+    if platform is None:
+        return SystemIdentity()
+    default = SystemIdentity()
+    return SystemIdentity(
+        manufacturer=platform.system_manufacturer or default.manufacturer,
+        product_name=platform.system_product_name or default.product_name,
+        version=platform.system_version,
+        serial_number=platform.system_serial_number,
+        uuid=platform.system_uuid,
+        sku_number=platform.system_sku_number,
+        family=platform.system_family,
+        chassis_asset_tag=platform.chassis_asset_tag,
+        oem_strings=platform.oem_strings or (),
+    )

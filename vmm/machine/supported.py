@@ -1,0 +1,74 @@
+"""What of the configuration this version can build; the rest is refused by name, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vmm.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vmm.config.vm import VmConfig
+
+SECTIONS = {
+    "disks": "--disk",
+    "net": "--net",
+    "balloon": "--balloon",
+    "fs": "--fs",
+    "generic_vhost_user": "--generic-vhost-user",
+    "pmem": "--pmem",
+    "devices": "--device",
+    "user_devices": "--user-device",
+    "vdpa": "--vdpa",
+    "vsock": "--vsock",
+    "numa": "--numa",
+    "iommu": "iommu=on",
+    "watchdog": "--watchdog",
+    "rtc": "--rtc",
+    "pvpanic": "--pvpanic",
+    "pci_segments": "--pci-segment",
+    "rate_limit_groups": "--rate-limit-group",
+    "tpm": "--tpm",
+    "landlock_enable": "--landlock",
+    "landlock_rules": "--landlock-rules",
+}
+"""Sections without a device here, and the flag of each."""
+
+
+def check_supported(config: VmConfig) -> None:
+    """Refuse what cannot be built yet. Raises: UnsupportedError with all of it by name."""
+    missing = list(_missing(config))
+    if missing:
+        raise UnsupportedError(*missing)
+
+
+def _missing(config: VmConfig) -> Iterator[str]:
+    for name, flag in SECTIONS.items():
+        if getattr(config, name):
+            yield _sentence(name, flag)
+    given = config.model_fields_set
+    if "rng" in given:
+        yield _sentence("rng", "--rng")
+    if "console" in given and config.console.mode not in ("Off", "Null"):
+        yield _sentence(f"console.mode {config.console.mode}", "--console")
+    memory = config.memory
+    if any(part.hotplug_size for part in (memory, *(memory.zones or ()))):
+        yield _sentence("memory.hotplug_size", "--memory hotplug_size=…")
+    yield from _missing_platform(config)
+    if config.payload is not None and config.payload.igvm is not None:
+        yield _sentence("payload.igvm", "--igvm")
+
+
+def _missing_platform(config: VmConfig) -> Iterator[str]:
+    platform = config.platform
+    if platform is None:
+        return
+    if platform.num_pci_segments > 1:
+        yield _sentence("platform.num_pci_segments above 1", "--platform num_pci_segments=…")
+    for name in ("iommu_segments", "tdx", "sev_snp", "iommufd"):
+        if getattr(platform, name):
+            yield _sentence(f"platform.{name}", f"--platform {name}=…")
+
+
+def _sentence(name: str, flag: str) -> str:
+    return f"{name} ({flag}) is not in this version of the VMM; leave it out"

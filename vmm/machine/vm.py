@@ -1,0 +1,215 @@
+"""A VM while it runs: everything it is made of, in one scope.
+
+    open_machine
+    ├─ KVM, memory, chipset, vCPUs        plain resources, released in reverse order
+    ├─ devices                            one task each; they end after the vCPUs do
+    └─ vCPUs                              one task each, one thread each
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+
+from vmm.acpi.ged import AcpiNotification
+from vmm.boot import layout
+from vmm.boot.layout import ram_ranges
+from vmm.errors import HostError, InternalError
+from vmm.kvm_cffi import ExitKind, ExitRouter, Kvm, capability, host
+from vmm.machine import firmware, processors
+from vmm.machine.chipset import open_chipset
+from vmm.machine.memory import GuestMemory, zones_of
+from vmm.machine.supported import check_supported
+from vmm.machine.vcpu import VcpuTask, pause_all
+
+if TYPE_CHECKING:
+    from vmm.config.cpus import CpusConfig
+    from vmm.config.vm import VmConfig
+    from vmm.kvm_cffi import Exit, Vcpu, Vm
+    from vmm.machine.bus import Lifecycle
+    from vmm.machine.chipset import Chipset, Task
+    from vmm.machine.consoles import Consoles
+
+logger = logging.getLogger(__name__)
+
+
+class VirtualMachine:
+    """A running VM, as its owner drives it."""
+
+    def __init__(
+        self,
+        vm: Vm,
+        memory: GuestMemory,
+        chipset: Chipset,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._vm = vm
+        self._memory = memory
+        self._chipset = chipset
+        self._lifecycle = lifecycle
+        self._vcpus: tuple[VcpuTask, ...] = ()
+        self._clock_ns = 0
+        self._failed = trio.Event()
+        self._failure: HostError | InternalError | None = None
+
+    @property
+    def memory_actual_size(self) -> int:
+        """The RAM that the guest has now, in bytes."""
+        return self._memory.size
+
+    @property
+    def device_tree(self) -> dict[str, dict[str, object]]:
+        """The devices by name, as vm.info shows them."""
+        return self._chipset.device_tree
+
+    @property
+    def counters(self) -> dict[str, dict[str, int]]:
+        """The devices that count, and what."""
+        return {}
+
+    async def pause(self) -> None:
+        """Stop the vCPUs, and the guest's clock with them."""
+        await pause_all(self._vcpus)
+        self._clock_ns = self._vm.get_clock()
+
+    async def resume(self) -> None:
+        """Let the vCPUs run on, with the clock where it stood."""
+        self._vm.set_clock(self._clock_ns)
+        for vcpu in self._vcpus:
+            vcpu.resume()
+
+    def press_power_button(self) -> None:
+        """Tell the guest that its power button was pressed."""
+        self._chipset.ged.notify(AcpiNotification.POWER_BUTTON)
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to every vCPU."""
+        for vcpu in self._vcpus:
+            vcpu.inject_nmi()
+
+    def end_of_interrupt(self, vector: int) -> None:
+        """A level-triggered interrupt's end was signalled."""
+        self._chipset.ioapic.end_of_interrupt(vector)
+
+    def lifecycle_exit(self, vcpu: int, exit_: Exit) -> None:
+        """A vCPU has stopped for good: reset, power off, or fail as the reason says."""
+        match exit_.kind:
+            case ExitKind.SHUTDOWN:
+                logger.warning("vCPU %d met a triple fault; the VM is reset", vcpu)
+                self._lifecycle.request_reset()
+            case ExitKind.SYSTEM_EVENT if exit_.value == capability.SYSTEM_EVENT_SHUTDOWN:
+                self._lifecycle.request_shutdown()
+            case ExitKind.SYSTEM_EVENT if exit_.value == capability.SYSTEM_EVENT_RESET:
+                self._lifecycle.request_reset()
+            case ExitKind.RUN_ERROR:
+                self._fail(HostError(f"KVM_RUN on vCPU {vcpu}", exit_.value))
+            case _:
+                self._fail(InternalError(f"vCPU {vcpu} cannot go on: {exit_.description()}"))
+
+    def _fail(self, failure: HostError | InternalError) -> None:
+        self._failure = self._failure or failure
+        self._failed.set()
+
+    async def run_vcpus(self, vcpus: Sequence[VcpuTask], nursery: trio.Nursery) -> None:
+        """Start the vCPUs' tasks, and the one that ends the machine when one of them fails."""
+        self._vcpus = tuple(vcpus)
+        nursery.start_soon(self._raise_failure)
+        for vcpu in vcpus:
+            await nursery.start(vcpu.run)
+
+    async def _raise_failure(self) -> None:
+        await self._failed.wait()
+        assert self._failure is not None
+        raise self._failure
+
+
+@asynccontextmanager
+async def open_machine(
+    config: VmConfig, consoles: Consoles, lifecycle: Lifecycle
+) -> AsyncIterator[VirtualMachine]:
+    """Build the machine of a configuration and let it run until the scope is left.
+
+    Raises: ConfigError (caller), HostError; nothing is left behind then.
+    """
+    from vmm.config.vm import validate_config
+
+    validate_config(config)
+    check_supported(config)
+    with ExitStack() as stack:
+        kvm = stack.enter_context(Kvm.open())
+        cpus = processors.describe(kvm, config.cpus)
+        vm = stack.enter_context(kvm.create_vm())
+        _set_up_irqchip(vm)
+        zones = zones_of(config.memory)
+        ranges = ram_ranges(config.total_memory())
+        areas = layout.device_areas(config.total_memory(), cpus.phys_bits)
+        memory = stack.enter_context(GuestMemory.open(zones, ranges))
+        memory.enter_slots(vm)
+        for _ in memory.populate():
+            await trio.lowlevel.checkpoint()
+        router = stack.enter_context(ExitRouter())
+        chipset = stack.enter_context(
+            open_chipset(vm, router, memory, areas, config, consoles, lifecycle)
+        )
+        entry = firmware.write(memory, config, cpus, areas)
+        vcpus = stack.enter_context(processors.create(vm, cpus, entry))
+        machine = VirtualMachine(vm, memory, chipset, lifecycle)
+        tasks = [_vcpu_task(vcpu, index, machine, router, chipset, config.cpus)
+                 for index, vcpu in enumerate(vcpus)]
+        if config.cpus.core_scheduling == "Vm":
+            host.create_core_scheduling_cookie(0)
+        async with trio.open_nursery() as nursery:
+            # A device outlives the vCPUs, so that what they wrote last still goes out. The shield
+            # is lifted as soon as they have ended, which is bounded.
+            devices = trio.CancelScope(shield=True)
+            await nursery.start(_run_devices, chipset.tasks, devices)
+            try:
+                async with trio.open_nursery() as running:
+                    await machine.run_vcpus(tasks, running)
+                    yield machine
+                    running.cancel_scope.cancel()
+            finally:
+                devices.cancel()
+
+
+def _set_up_irqchip(vm: Vm) -> None:
+    """Split the interrupt controller: LAPICs in the kernel, the IOAPIC here. Raises: HostError."""
+    vm.set_tss_addr(layout.KVM_TSS)
+    vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
+    vm.enable_cap(capability.SPLIT_IRQCHIP, 24)
+    x2apic = capability.X2APIC_API_USE_32BIT_IDS | capability.X2APIC_API_DISABLE_BROADCAST_QUIRK
+    vm.enable_cap(capability.X2APIC_API, x2apic)
+
+
+def _vcpu_task(
+    vcpu: Vcpu,
+    index: int,
+    machine: VirtualMachine,
+    router: ExitRouter,
+    chipset: Chipset,
+    cpus: CpusConfig,
+) -> VcpuTask:
+    pinned = {entry.vcpu: tuple(entry.host_cpus) for entry in cpus.affinity or ()}
+    return VcpuTask(
+        vcpu,
+        index,
+        router,
+        ports=chipset.spaces.ports,
+        mmio=chipset.spaces.mmio,
+        sink=machine,
+        host_cpus=pinned.get(index),
+    )
+
+
+async def _run_devices(
+    tasks: Sequence[Task], scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+) -> None:
+    with scope:
+        async with trio.open_nursery() as nursery:
+            for task in tasks:
+                await nursery.start(task.run)
+            task_status.started()

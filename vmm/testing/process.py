@@ -1,0 +1,159 @@
+"""A VMM as a child process, for tests: start it, read its console, talk to its API, end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from vmm.testing.api import ApiConnection, Reply
+
+STOP_GRACE_S = 60.0
+"""How long an ended VMM may take before it is killed; a nested host is slow."""
+
+
+class VmmProcess:
+    """One running ``python -m vmm``. What it prints on stdout and stderr is kept."""
+
+    def __init__(self, process: trio.Process, directory: Path) -> None:
+        self.process = process
+        self.directory = directory
+        self.output = bytearray()
+        self.errors = bytearray()
+        self._grown = trio.Event()
+        self._streams = 2
+
+    @classmethod
+    @asynccontextmanager
+    async def start(
+        cls, directory: Path, *arguments: str, api: bool = False
+    ) -> AsyncIterator[VmmProcess]:
+        """Start a VMM with the command line's arguments; leaving ends it.
+
+        With ``api`` it gets an API socket at ``directory/api.sock`` and an event monitor at
+        ``directory/events.json``.
+        """
+        command = [sys.executable, "-m", "vmm", *arguments]
+        if api:
+            command += ["--api-socket", str(directory / "api.sock")]
+            command += ["--event-monitor", f"path={directory / 'events.json'}"]
+        async with trio.open_nursery() as nursery:
+            process = await trio.lowlevel.open_process(
+                command, stdin=-1, stdout=-1, stderr=-1, start_new_session=True
+            )
+            vmm = cls(process, directory)
+            nursery.start_soon(vmm._keep, process.stdout, vmm.output)
+            nursery.start_soon(vmm._keep, process.stderr, vmm.errors)
+            try:
+                yield vmm
+            finally:
+                with trio.CancelScope(shield=True):
+                    await vmm.stop()
+                nursery.cancel_scope.cancel()
+
+    async def stop(self) -> int:
+        """End the VMM as an operator would, with SIGTERM, and return its exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+            with trio.move_on_after(STOP_GRACE_S):
+                return await self.process.wait()
+            self.process.kill()
+        return await self.process.wait()
+
+    async def wait(self, seconds: float) -> int:
+        """Wait for the VMM to end by itself and return its exit code. Raises: AssertionError."""
+        with trio.move_on_after(seconds):
+            return await self.process.wait()
+        raise AssertionError(f"The VMM still runs after {seconds} s\n{self.transcript()}")
+
+    async def type(self, text: str) -> None:
+        """Type on the console that the VMM's stdin feeds."""
+        assert self.process.stdin is not None
+        await self.process.stdin.send_all(text.encode())
+
+    async def wait_for(self, text: str, seconds: float, *, after: int = 0) -> int:
+        """Wait until stdout holds a text; returns the position behind it.
+
+        Raises: AssertionError, with all that was printed, when it does not come in time.
+        """
+        wanted = text.encode()
+        with trio.move_on_after(seconds):
+            while (at := self.output.find(wanted, after)) < 0:
+                if self._streams == 0:
+                    break
+                await self._grown.wait()
+            else:
+                return at + len(wanted)
+        raise AssertionError(f"{text!r} did not come within {seconds} s\n{self.transcript()}")
+
+    async def api(self, method: str, name: str, body: object = None) -> Reply:
+        """Send one request on a connection of its own."""
+        async with ApiConnection.open(str(self.directory / "api.sock")) as connection:
+            return await connection.request(method, name, body)
+
+    async def put(self, name: str, body: object = None) -> None:
+        """PUT, and insist on success. Raises: AssertionError with the server's words."""
+        reply = await self.api("PUT", name, body)
+        assert reply.status in (200, 204), (name, reply.status, reply.body)
+
+    async def info(self) -> Any:
+        """vm.info as JSON."""
+        return (await self.api("GET", "vm.info")).json
+
+    async def wait_until_served(self, seconds: float) -> None:
+        """Wait until the API socket is there and vmm.ping answers. Raises: AssertionError."""
+        path = self.directory / "api.sock"
+        with trio.move_on_after(seconds):
+            while not path.exists():
+                if self.process.returncode is not None:
+                    raise AssertionError(f"The VMM ended early\n{self.transcript()}")
+                await trio.sleep(0.01)  # There is nothing to wait on before the socket exists.
+            reply = await self.api("GET", "vmm.ping")
+            assert reply.status == 200
+            return
+        raise AssertionError(f"No API after {seconds} s\n{self.transcript()}")
+
+    def events(self) -> list[str]:
+        """The names of the events so far, as ``source:event``."""
+        text = (self.directory / "events.json").read_text()
+        objects = [json.loads(part) for part in text.split("\n\n") if part.strip()]
+        return [f"{event['source']}:{event['event']}" for event in objects]
+
+    def open_descriptors(self) -> list[str]:
+        """What each open file descriptor of the VMM leads to."""
+        folder = Path(f"/proc/{self.process.pid}/fd")
+        return sorted(os.readlink(folder / name) for name in os.listdir(folder))
+
+    def threads(self) -> list[str]:
+        """The names of the VMM's threads."""
+        folder = Path(f"/proc/{self.process.pid}/task")
+        return sorted((entry / "comm").read_text().strip() for entry in folder.iterdir())
+
+    def transcript(self) -> str:
+        """All that was printed, for a failed test's message."""
+        out, err = (bytes(part).decode(errors="replace") for part in (self.output, self.errors))
+        return f"--- stdout\n{out}\n--- stderr\n{err}\n--- exit code {self.process.returncode}"
+
+    async def _keep(self, stream: trio.abc.ReceiveStream | None, store: bytearray) -> None:
+        assert stream is not None
+        async for data in stream:
+            store += data
+            self._grow()
+        self._streams -= 1
+        self._grow()
+
+    def _grow(self) -> None:
+        grown, self._grown = self._grown, trio.Event()
+        grown.set()
+
+
+def arguments_for(kernel: Path, initramfs: Path, cmdline: str) -> Sequence[str]:
+    """The payload part of a command line."""
+    return ("--kernel", str(kernel), "--initramfs", str(initramfs), "--cmdline", cmdline)
