@@ -1,0 +1,112 @@
+"""What a route is: an address, a model of its body, the errors it answers, and its handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from vmm.config.document import parse_document
+from vmm.config.info import VmInfo, VmmPingResponse
+from vmm.config.model import ConfigModel
+from vmm.errors import ConfigError, VmmError
+
+if TYPE_CHECKING:
+    from vmm.machine.commands import Command
+
+Answer = Mapping[str, object] | None
+"""What a handler returns: the object of a 200, or nothing for a 204."""
+
+Model = TypeVar("Model", bound=ConfigModel)
+
+
+class Owner(Protocol):
+    """The holder of the VM, as the API sees it."""
+
+    async def submit(self, command: Command) -> None: ...
+    def info(self) -> VmInfo: ...
+    def counters(self) -> dict[str, dict[str, int]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """All that a handler may touch."""
+
+    owner: Owner
+    about: VmmPingResponse
+
+
+class BodyError(Exception):
+    """The caller's fault: a body that is missing, superfluous, no JSON, or not of the model."""
+
+    def __init__(self, *texts: str) -> None:
+        super().__init__(": ".join(texts))
+        self.texts = texts
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One documented request.
+
+    ``action`` says what did not happen when it fails; ``errors`` are the caller's faults that it
+    answers with their own status; ``model`` is None where a body is refused.
+    """
+
+    path: str
+    method: str
+    action: str
+    errors: frozenset[type[VmmError]]
+    model: type[ConfigModel] | None
+    call: Callable[[Service, bytes], Awaitable[Answer]]
+
+
+Plain = Callable[[Service], Awaitable[Answer]]
+WithBody = Callable[[Service, Model], Awaitable[Answer]]
+
+
+def get(path: str, action: str, *errors: type[VmmError]) -> Callable[[Plain], Route]:
+    """Declare a GET request without a body."""
+    return _plain("GET", path, action, errors)
+
+
+def put(path: str, action: str, *errors: type[VmmError]) -> Callable[[Plain], Route]:
+    """Declare a PUT request without a body."""
+    return _plain("PUT", path, action, errors)
+
+
+def put_model(
+    path: str, model: type[Model], action: str, *errors: type[VmmError]
+) -> Callable[[WithBody[Model]], Route]:
+    """Declare a PUT request whose body is a JSON object of the model."""
+
+    def declare(handler: WithBody[Model]) -> Route:
+        async def call(service: Service, body: bytes) -> Answer:
+            return await handler(service, _parse(path, model, body))
+
+        # A body that parses can still be refused for what it says.
+        return Route(path, "PUT", action, frozenset({ConfigError, *errors}), model, call)
+
+    return declare
+
+
+def _plain(
+    method: str, path: str, action: str, errors: tuple[type[VmmError], ...]
+) -> Callable[[Plain], Route]:
+    def declare(handler: Plain) -> Route:
+        async def call(service: Service, body: bytes) -> Answer:
+            if body:
+                raise BodyError("Bad Request", f"{path} takes no body: send none")
+            return await handler(service)
+
+        return Route(path, method, action, frozenset(errors), None, call)
+
+    return declare
+
+
+def _parse(path: str, model: type[Model], body: bytes) -> Model:
+    if not body:
+        raise BodyError("Bad Request", f"{path} needs a body: send a JSON {model.__name__}")
+    try:
+        return parse_document(model, body)
+    except ConfigError as error:
+        raise BodyError("Failed to deserialize JSON", *error.problems) from error
