@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 
 from vmm.errors import ConfigError, DuplicateError, InternalError
@@ -132,6 +134,18 @@ def test_remove_of_an_empty_slot_is_refused() -> None:
 
     with pytest.raises(InternalError, match="is empty"):
         segment.remove(7)
+
+
+def test_close_leaves_no_view_of_the_shadow_and_functions_their_bytes() -> None:
+    with mmap.mmap(-1, SHADOW_SIZE) as mapping:
+        segment = Segment(0, memoryview(mapping))
+        function = RecordingFunction()
+        segment.add(function)
+
+        segment.close()
+
+    assert mapping.closed
+    assert function.configuration.read(0, 4) == 0x1044_1AF4
 
 
 def test_functions_are_given_by_slot() -> None:

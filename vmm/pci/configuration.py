@@ -158,8 +158,12 @@ class Configuration:
         return position
 
     def move_to(self, space: memoryview) -> None:
-        """Keep the bytes in ``space`` from now on; it has 4096 bytes and is overwritten."""
+        """Keep the bytes in ``space`` from now on; it has 4096 bytes and is overwritten.
+
+        The view that held them so far is released, so that what is below it can be unmapped.
+        """
         space[:] = self._space
+        self._space.release()
         self._space = space
 
     # Using

@@ -98,6 +98,12 @@ class Segment:
         self._page(slot)[:] = _ABSENT
         return function
 
+    def close(self) -> None:
+        """Empty every slot and release the shadow, so that its memory can be unmapped."""
+        for slot in list(self._functions):
+            self.remove(slot)
+        self._shadow.release()
+
     def functions(self) -> Iterator[tuple[Bdf, Function]]:
         """Yield what is plugged in, by slot."""
         for slot in sorted(self._functions):
