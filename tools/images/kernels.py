@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import struct
 import subprocess
@@ -27,10 +28,10 @@ _HEADER_MAGIC = 0x202
 _PAYLOAD_OFFSET = 0x248
 _SECTOR_BYTES = 512
 
+_XZ_MAGIC = b"\xfd7zX"
 _DECOMPRESSORS = {
-    b"\x02\x21\x4c\x18": ("lz4", "-dc"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "-dc"),
-    b"\xfd7zX": ("xz", "-dc"),
+    b"\x02\x21\x4c\x18": "lz4",
+    b"\x28\xb5\x2f\xfd": "zstd",
 }
 
 
@@ -115,15 +116,23 @@ def cut_vmlinux(vmlinuz: Path, target: Path) -> None:
     offset, length = struct.unpack_from("<II", image, _PAYLOAD_OFFSET)
     start = (setup_sectors + 1) * _SECTOR_BYTES + offset
     payload = image[start : start + length]
-    command = _DECOMPRESSORS.get(payload[:4])
-    if command is None:
-        raise ImageError(f"{vmlinuz} is compressed in an unknown way ({payload[:4].hex()}).")
-    # The build appends the size, which lz4 and zstd take for the start of another frame.
-    data = payload if command[0] == "xz" else payload[:-4]
-    elf = _run(*command, stdin=data)
+    elf = _decompress(payload, vmlinuz)
     if not elf.startswith(b"\x7fELF"):
         raise ImageError(f"{vmlinuz} holds no ELF kernel.")
     target.write_bytes(elf)
+
+
+def _decompress(payload: bytes, vmlinuz: Path) -> bytes:
+    if payload[:4] == _XZ_MAGIC:
+        try:
+            return lzma.LZMADecompressor().decompress(payload)
+        except lzma.LZMAError as error:
+            raise ImageError(f"{vmlinuz} is damaged: {error}") from error
+    tool = _DECOMPRESSORS.get(payload[:4])
+    if tool is None:
+        raise ImageError(f"{vmlinuz} is compressed in an unknown way ({payload[:4].hex()}).")
+    # The build appends the size, which these tools take for the start of another frame.
+    return _run(tool, "-dc", stdin=payload[:-4])
 
 
 def _run(*command: str, stdin: bytes = b"") -> bytes:

@@ -18,12 +18,13 @@ class Module:
 
     def read(self) -> bytes:
         """Return the module's ELF bytes, decompressed."""
-        data = self.path.read_bytes()
-        if self.path.suffix == ".xz":
-            return lzma.decompress(data)
-        if self.path.suffix != ".ko":
-            raise ImageError(f"{self.path} is compressed in an unknown way.")
-        return data
+        match self.path.suffix:
+            case ".ko":
+                return self.path.read_bytes()
+            case ".xz":
+                return lzma.decompress(self.path.read_bytes())
+            case _:
+                raise ImageError(f"{self.path} is compressed in an unknown way.")
 
 
 def load_order(modules_dir: Path, names: tuple[str, ...]) -> list[Module]:
