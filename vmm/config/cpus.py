@@ -61,6 +61,8 @@ class CpusConfig(ConfigModel):
     max_phys_bits: U8 = DEFAULT_MAX_PHYS_BITS
     nested: bool = True
     affinity: Array[CpuAffinity] | None = None
-    features: Annotated[CpuFeatures, Cli(values=Names)] = Field(default_factory=CpuFeatures)
+    features: Annotated[CpuFeatures, Cli(values=Names)] = Field(
+        default_factory=CpuFeatures.model_construct
+    )
     core_scheduling: Choice[CoreScheduling] = CoreScheduling.VM
     profile: Choice[CpuProfile] = CpuProfile.HOST

@@ -1,15 +1,18 @@
 """``PayloadConfig``: what the guest starts from."""
 
+from typing import Annotated
+
 from vmm.config.model import ConfigModel
 from vmm.config.units import HostPath, Text
+from vmm.config.values import Cli
 
 
 class PayloadConfig(ConfigModel):
     """What the guest starts from; on the command line each field is an option of its own."""
 
-    firmware: HostPath | None = None
-    kernel: HostPath | None = None
-    cmdline: Text | None = None
-    initramfs: HostPath | None = None
-    igvm: HostPath | None = None
-    host_data: Text | None = None
+    firmware: Annotated[HostPath | None, Cli(caption="The firmware to boot")] = None
+    kernel: Annotated[HostPath | None, Cli(caption="The kernel to boot: ELF or bzImage")] = None
+    cmdline: Annotated[Text | None, Cli(caption="The kernel's command line")] = None
+    initramfs: Annotated[HostPath | None, Cli(caption="The kernel's initial file system")] = None
+    igvm: Annotated[HostPath | None, Cli(caption="The IGVM image to boot")] = None
+    host_data: Annotated[Text | None, Cli(caption="64 hexadecimal digits for attestation")] = None

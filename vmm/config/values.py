@@ -46,7 +46,7 @@ class Cli:
 
     ``also`` holds older names of the key; ``default`` and ``same_as`` fill a field that JSON
     requires; ``values`` makes the syntax of the value, ``keys`` that of several keys, both from the
-    model in the annotation; a ``hidden`` field has no key at all.
+    model in the annotation; a ``hidden`` field has no key at all; ``caption`` is what help says.
     """
 
     key: str | None = None
@@ -56,6 +56,7 @@ class Cli:
     values: Callable[[type], Syntax] | None = None
     keys: Callable[[type], FieldSyntax] | None = None
     hidden: bool = False
+    caption: str = ""
 
 
 class Shape(NamedTuple):

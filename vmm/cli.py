@@ -1,0 +1,352 @@
+"""The command line: which options there are, and what they ask for.
+
+The options of the VM are not listed here. They come from the models: each has its ``FLAG`` and its
+docstring, and its fields are the keys. Only the options of the VMM process itself are named below.
+
+Exit codes: 0 for help and version asked for, 2 for a command line that cannot be read, 1 (left to
+the caller, by a VmmError) for one that can be read and asks for something impossible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, NoReturn
+
+from pydantic import ValidationError
+
+from vmm.config.memory import MemoryConfig, MemoryZoneConfig
+from vmm.config.model import ConfigModel
+from vmm.config.payload import PayloadConfig
+from vmm.config.refusal import refusals
+from vmm.config.rng import RtcConfig
+from vmm.config.syntax import field_syntaxes, parse_keys, parse_option
+from vmm.config.tokens import dequote
+from vmm.config.units import parse_decimal
+from vmm.config.validation import validate
+from vmm.config.values import shape_of
+from vmm.config.vm import VmConfig
+from vmm.errors import ConfigError, UnsupportedError
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "trio-vmm"
+USAGE = "vmm [OPTIONS] [--kernel <kernel>|--firmware <firmware>] …"
+SECCOMP_MODES = ("true", "false", "log", "errno")
+BOOT_ITEMS = ("kernel", "firmware", "igvm")
+
+VMM_OPTIONS = {
+    "api-socket": "Where the API is served: path=<path>, fd=<number> or a bare path",
+    "event-monitor": "Where events are written: path=<path> or fd=<number>",
+    "log-file": "Where the log is written, instead of stderr; the file is replaced",
+    "seccomp": f"Accepted for compatibility, without effect: {', '.join(SECCOMP_MODES)}",
+}
+ABSENT_OPTIONS = ("restore", "fw-cfg-config", "gdb", "ivshmem", "log-format")
+"""Documented options that this version has not; each is refused by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What one command line asks for.
+
+    ``api_socket`` and ``event_monitor`` are a path or the number of an inherited descriptor;
+    without ``config`` the VMM waits for the API to create a VM.
+    """
+
+    config: VmConfig | None = None
+    api_socket: str | int | None = None
+    event_monitor: str | int | None = None
+    log_file: str | None = None
+    seccomp: str | None = None
+    verbosity: int = 0
+    no_shutdown: bool = False
+
+
+class VmOption(NamedTuple):
+    """An option that gives a part of the VM's configuration; without a model it is a switch."""
+
+    flag: str
+    field: str
+    model: type[ConfigModel] | None
+    is_list: bool
+    caption: str
+
+    @property
+    def dest(self) -> str:
+        """The option's name among the parsed arguments."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """Read a command line, without the program's name.
+
+    Raises: SystemExit after saying why on stderr (code 2), or after help or version (code 0);
+    ConfigError (caller) with all that is wrong with the configuration; UnsupportedError.
+    """
+    vm_options = tuple(_vm_options())
+    parser = _build_parser(vm_options)
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    given = parser.parse_args(argv)
+    if given.version:
+        print(_version_text(given.verbosity))
+        raise SystemExit(0)
+    _refuse_absent(given)
+    payload = {name: text for name in PayloadConfig.model_fields if (text := vars(given)[name])}
+    has_boot_item = any(name in payload for name in BOOT_ITEMS)
+    if not has_boot_item and (payload or any(_is_given(given, each) for each in vm_options)):
+        parser.error(
+            "the following required arguments were not provided:\n"
+            "  <--kernel <kernel>|--firmware <firmware>|--igvm <igvm>>"
+        )
+    _warn_of_seccomp(given.seccomp)
+    return Invocation(
+        config=_parse_config(given, vm_options, payload) if has_boot_item else None,
+        api_socket=None if given.api_socket is None else _parse_api_socket(given.api_socket),
+        event_monitor=_parse_event_monitor(given.event_monitor),
+        log_file=given.log_file,
+        seccomp=given.seccomp,
+        verbosity=given.verbosity,
+        no_shutdown=given.no_shutdown,
+    )
+
+
+def format_error_chain(error: BaseException) -> str:
+    """Write an error and its causes as the program's last words, outermost first.
+
+    Spec: Cloud Hypervisor command line, error output.
+    """
+    lines = [line for each in _causes(error) for line in _sentences(each)]
+    if len(lines) == 1:
+        return f"Error: {PROGRAM} exited with the following error:\n  {lines[0]}"
+    numbered = "\n".join(f"  {index}: {line}" for index, line in enumerate(lines))
+    return f"Error: {PROGRAM} exited with the following chain of errors:\n{numbered}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    at: BaseException | None = error
+    while at is not None:
+        yield at
+        at = at.__cause__
+
+
+def _sentences(error: BaseException) -> Sequence[str]:
+    if isinstance(error, ConfigError):
+        return error.problems
+    return [str(error) or type(error).__name__]
+
+
+def _vm_options() -> Iterator[VmOption]:
+    for name, field in VmConfig.model_fields.items():
+        shape = shape_of(field)
+        if shape.type is bool and shape.cli.key is not None:
+            yield VmOption(shape.cli.key, name, None, False, shape.cli.caption)
+        elif issubclass(shape.type, ConfigModel) and shape.type.FLAG:
+            yield VmOption(shape.type.FLAG, name, shape.type, shape.is_list, _caption(shape.type))
+    zone = MemoryZoneConfig
+    yield VmOption(zone.FLAG, "memory.zones", zone, True, _caption(zone))
+
+
+def _caption(model: type[ConfigModel]) -> str:
+    return (model.__doc__ or "").partition("\n")[0].replace("``", "").removesuffix(".")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the words and the exit codes that scripts know."""
+
+    vm_options: tuple[VmOption, ...] = ()
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n\nUsage: {USAGE}\n\nFor more information, try '--help'.\n")
+
+    def format_help(self) -> str:
+        rows = [
+            ("-h, --help", "Print this help"),
+            ("-V, --version", "Print the version; with -v also what it is built with"),
+            ("-v...", "Log more: info, debug, trace"),
+            ("--no-shutdown", "Keep the VMM when the guest powers off"),
+            *((f"--{name} <{name}>", caption) for name, caption in VMM_OPTIONS.items()),
+            *(
+                (f"--{_dashed(name)} <{name}>", shape_of(field).cli.caption)
+                for name, field in PayloadConfig.model_fields.items()
+            ),
+            *(_help_row(option) for option in self.vm_options),
+        ]
+        body = "\n".join(f"  {flag}\n          {caption}" for flag, caption in rows)
+        return f"Usage: {USAGE}\n\nOptions:\n{body}\n"
+
+
+def _help_row(option: VmOption) -> tuple[str, str]:
+    if option.model is None:
+        return option.flag, option.caption
+    keys = ",".join(
+        f"{key}=" if needs_value else key
+        for syntax in field_syntaxes(option.model).values()
+        for key, needs_value in syntax.keys.items()
+    )
+    value = f"<{option.dest}>{'...' if option.is_list else ''}"
+    return f"{option.flag} {value}", f"{option.caption}\n          {keys}"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Once(argparse.Action):
+    """An option that may be given once."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"the argument '{option_string}' cannot be used multiple times")
+        setattr(namespace, self.dest, values)
+
+
+def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
+    parser = _Parser(prog="vmm", allow_abbrev=False)
+    parser.vm_options = vm_options
+    parser.add_argument("-V", "--version", action="store_true")
+    parser.add_argument("-v", dest="verbosity", action="count", default=0)
+    parser.add_argument("--no-shutdown", action="store_true")
+    for name in (*VMM_OPTIONS, *ABSENT_OPTIONS, *map(_dashed, PayloadConfig.model_fields)):
+        choices = SECCOMP_MODES if name == "seccomp" else None
+        parser.add_argument(f"--{name}", action=_Once, choices=choices)
+    for option in vm_options:
+        if option.model is None:
+            parser.add_argument(option.flag, action="store_true", default=None)
+        elif option.is_list:
+            parser.add_argument(option.flag, action="extend", nargs="+")
+        elif option.model is RtcConfig:  # The one object that has nothing to say.
+            parser.add_argument(option.flag, action=_Once, nargs="?", const="")
+        else:
+            parser.add_argument(option.flag, action=_Once)
+    return parser
+
+
+def _version_text(verbosity: int) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # Costs more than all the rest.
+
+    try:
+        number = version(PROGRAM)
+    except PackageNotFoundError:
+        number = "of a source tree that is not installed"
+    features = "\nEnabled features: [kvm]" if verbosity else ""
+    return f"{PROGRAM} {number}{features}"
+
+
+def _refuse_absent(given: argparse.Namespace) -> None:
+    absent = [name for name in ABSENT_OPTIONS if vars(given)[name.replace("-", "_")] is not None]
+    if absent:
+        raise UnsupportedError(
+            *(f"--{name} is not in this version of the VMM; leave it out" for name in absent)
+        )
+
+
+def _is_given(given: argparse.Namespace, option: VmOption) -> bool:
+    return getattr(given, option.dest) is not None
+
+
+def _warn_of_seccomp(mode: str | None) -> None:
+    if mode not in (None, "false"):
+        logger.warning("--seccomp %s has no effect: this version filters no system calls", mode)
+
+
+def _parse_api_socket(text: str) -> str | int:
+    # As the original: whatever does not read as options is the path itself.
+    try:
+        given = parse_keys(text, {"path": True, "fd": True})
+    except ConfigError:
+        return text
+    return _path_or_descriptor("--api-socket", text, given)
+
+
+def _parse_event_monitor(text: str | None) -> str | int | None:
+    if text is None:
+        return None
+    try:
+        given = parse_keys(text, {"path": True, "fd": True})
+    except ConfigError as error:
+        raise ConfigError("Error parsing --event-monitor") from error
+    return _path_or_descriptor("--event-monitor", text, given)
+
+
+def _path_or_descriptor(flag: str, text: str, given: dict[str, str]) -> str | int:
+    """Take the one place that is given. Raises: ConfigError (caller)."""
+    path, number = (dequote(given.get(key, "")) for key in ("path", "fd"))
+    if bool(path) == bool(number):
+        raise ConfigError(f"{flag} {text}: path or fd required; give path=<path> or fd=<number>")
+    if path:
+        return path
+    try:
+        return parse_decimal(number)
+    except ValueError:
+        raise ConfigError(
+            f"{flag} {text}: Unable to convert {number} for fd; give a number"
+        ) from None
+
+
+def _parse_config(
+    given: argparse.Namespace, options: tuple[VmOption, ...], payload: dict[str, str]
+) -> VmConfig:
+    """Make the configuration of the options. Raises: ConfigError (caller) with all problems."""
+    problems: list[str] = []
+    parts: dict[str, object] = {}
+    for option in options:
+        if _is_given(given, option):
+            parts[option.field] = _parse_part(option, getattr(given, option.dest), problems)
+    try:
+        parts["payload"] = PayloadConfig.model_validate(payload)
+    except ValidationError as error:
+        problems.extend(refusals(error))
+    if problems:
+        raise ConfigError("Error parsing config") from ConfigError(*problems)
+    _add_zones(parts)
+    # All parts are validated models: to validate the whole would cost more than reading it did.
+    config = VmConfig.model_construct(None, **parts)
+    try:
+        validate(config, path_exists=os.path.exists)
+    except ConfigError as error:
+        broken = ConfigError("Failed to validate config")
+        broken.__cause__ = error
+        raise ConfigError("Error parsing config") from broken
+    return config
+
+
+def _parse_part(option: VmOption, value: object, problems: list[str]) -> object:
+    if option.model is None:
+        return True
+    texts: list[str] = value if isinstance(value, list) else [str(value)]
+    parsed: list[ConfigModel] = []
+    for text in texts:
+        try:
+            parsed.append(parse_option(option.model, text))
+        except ConfigError as error:
+            problems.extend(f"{option.flag} {text}: {problem}" for problem in error.problems)
+    return tuple(parsed) if option.is_list or not parsed else parsed[0]
+
+
+def _add_zones(parts: dict[str, object]) -> None:
+    """Put the zones into the memory; they are merged with others' pages if it is."""
+    zones = parts.pop("memory.zones", None)
+    if not isinstance(zones, tuple):
+        return
+    memory = parts.get("memory")
+    if not isinstance(memory, MemoryConfig):
+        memory = parse_option(MemoryConfig, "")
+    filled = (
+        zone
+        if "mergeable" in zone.model_fields_set
+        else zone.model_copy(update={"mergeable": memory.mergeable})
+        for zone in zones
+    )
+    parts["memory"] = memory.model_copy(update={"zones": tuple(filled)})
