@@ -1,0 +1,1 @@
+"""The nested host: a stock Debian machine with KVM, emulated, for hosts without KVM."""
