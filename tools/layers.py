@@ -44,6 +44,7 @@ LAYERS: dict[str, int] = {
     "vmm.vfio": 4,
     "vmm.machine.vm": 5,
     "vmm.machine.owner": 5,
+    "vmm.machine.firmware": 5,
     "vmm.machine.chipset": 5,
     "vmm.machine.commands": 5,
     "vmm.machine.consoles": 5,
