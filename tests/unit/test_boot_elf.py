@@ -134,6 +134,12 @@ def test_elf_entered_outside_its_segments_is_refused() -> None:
         load_kernel(FakeRam(), as_file(image))
 
 
+def test_elf_of_a_386_with_64_bit_headers_like_cloudhv_is_accepted() -> None:
+    entry = load_kernel(FakeRam(), as_file(make_elf(paddr=MIB, machine=3), "firmware"))
+
+    assert entry.address == MIB
+
+
 def test_elf_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match="machine 183, and only"):
         load_kernel(FakeRam(), as_file(make_elf(machine=183)))
