@@ -27,7 +27,8 @@ _PARTS = {
 
 _INDEX_FRESH_S = 15 * 60
 
-# The system's configuration is read first (its proxy matters), this last.
+# The system's configuration is read first (its proxy matters), this last. Signatures are checked;
+# the age of an index is not, as a mirror may be a frozen copy.
 _APT_CONF = """\
 Dir::State "{state}";
 Dir::State::status "{state}/status";
@@ -40,6 +41,7 @@ APT::Architecture "amd64";
 APT::Sandbox::User "";
 Acquire::Languages "none";
 Acquire::Retries "3";
+Acquire::Check-Valid-Until "false";
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
