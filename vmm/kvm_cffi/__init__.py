@@ -1,0 +1,63 @@
+"""KVM from Python: one method an ioctl, and the vCPU loop that runs in C."""
+
+from vmm.kvm_cffi.bench import raw_exit_loop
+from vmm.kvm_cffi.mechanisms import (
+    AllOnes,
+    ByteRing,
+    ConfigAddress,
+    Constant,
+    Loop,
+    Mechanism,
+    PmTimer,
+)
+from vmm.kvm_cffi.memory import address_of, bind_to_numa_node
+from vmm.kvm_cffi.router import ExitRouter
+from vmm.kvm_cffi.structs import (
+    ClockData,
+    CpuidEntry,
+    DescriptorTable,
+    Fpu,
+    MsiRoute,
+    MsrEntry,
+    Regs,
+    Segment,
+    Sregs,
+)
+from vmm.kvm_cffi.system import Kvm
+from vmm.kvm_cffi.thread import Exit, ExitCounts, ExitKind, ThreadState, VcpuThread
+from vmm.kvm_cffi.uart import Uart, UartState
+from vmm.kvm_cffi.vcpu import Vcpu
+from vmm.kvm_cffi.vm import Vm
+
+__all__ = [
+    "AllOnes",
+    "ByteRing",
+    "ClockData",
+    "ConfigAddress",
+    "Constant",
+    "CpuidEntry",
+    "DescriptorTable",
+    "Exit",
+    "ExitCounts",
+    "ExitKind",
+    "ExitRouter",
+    "Fpu",
+    "Kvm",
+    "Loop",
+    "Mechanism",
+    "MsiRoute",
+    "MsrEntry",
+    "PmTimer",
+    "Regs",
+    "Segment",
+    "Sregs",
+    "ThreadState",
+    "Uart",
+    "UartState",
+    "Vcpu",
+    "VcpuThread",
+    "Vm",
+    "address_of",
+    "bind_to_numa_node",
+    "raw_exit_loop",
+]

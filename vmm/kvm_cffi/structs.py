@@ -13,7 +13,7 @@ class CpuidEntry(NamedTuple):
     """One ``struct kvm_cpuid_entry2``."""
 
     function: int
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # KVM's name, over tuple.index
     flags: int = 0
     eax: int = 0
     ebx: int = 0
@@ -24,7 +24,7 @@ class CpuidEntry(NamedTuple):
 class MsrEntry(NamedTuple):
     """One ``struct kvm_msr_entry``."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # KVM's name, over tuple.index
     data: int
 
 
@@ -106,3 +106,27 @@ class Sregs:
     efer: int = 0
     apic_base: int = 0
     interrupt_bitmap: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class Fpu:
+    """``struct kvm_fpu``: eight x87 registers of 16 bytes and sixteen XMM registers of 16 bytes."""
+
+    fpr: bytes = bytes(128)
+    fcw: int = 0x37F
+    fsw: int = 0
+    ftwx: int = 0
+    last_opcode: int = 0
+    last_ip: int = 0
+    last_dp: int = 0
+    xmm: bytes = bytes(256)
+    mxcsr: int = 0x1F80
+
+
+class ClockData(NamedTuple):
+    """``struct kvm_clock_data``: nanoseconds, KVM_CLOCK_* flags, and what the flags make valid."""
+
+    clock: int
+    flags: int = 0
+    realtime: int = 0
+    host_tsc: int = 0
