@@ -29,10 +29,8 @@ from vmm.config.values import Cli
 from vmm.config.vsock import VsockConfig
 
 
-# What an absent section means. Constants need no validation, and to build its means takes 1 ms each.
-
-
 def _default_cpus() -> CpusConfig:
+    # Here and below: constants need no validation, and a validator takes 1 ms to build.
     return CpusConfig.model_construct(boot_vcpus=DEFAULT_VCPUS, max_vcpus=DEFAULT_VCPUS)
 
 
