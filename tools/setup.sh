@@ -15,8 +15,8 @@ PACKAGES=(
     kmod lz4 zstd
     # the nested host: the libraries of QEMU, virtiofsd, its root image
     e2fsprogs mmdebstrap qemu-system-common qemu-system-x86 qemu-utils
-    # tests: the ACPI compiler; the reference to compare with is QEMU
-    acpica-tools
+    # tests: the ACPI compiler, and another reader of archives; the reference VMM is QEMU
+    acpica-tools busybox-static
 )
 readonly PACKAGES
 readonly PYTHON=.venv/bin/python
