@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
+from vmm import __version__
 from vmm.config.memory import MemoryConfig, MemoryZoneConfig
 from vmm.config.model import ConfigModel
 from vmm.config.payload import PayloadConfig
@@ -234,14 +235,8 @@ def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
 
 
 def _version_text(verbosity: int) -> str:
-    from importlib.metadata import PackageNotFoundError, version  # Costs more than all the rest.
-
-    try:
-        number = version(PROGRAM)
-    except PackageNotFoundError:
-        number = "of a source tree that is not installed"
     features = "\nEnabled features: [kvm]" if verbosity else ""
-    return f"{PROGRAM} {number}{features}"
+    return f"{PROGRAM} v{__version__}{features}"
 
 
 def _refuse_absent(given: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vmm import __version__
 from vmm.cli import format_error_chain
 from vmm.errors import VmmError
 from vmm.events import open_event_sink
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vmm.cli import Invocation
     from vmm.config.vm import VmConfig
 
+FEATURES = ("kvm",)
 EXIT_OK = 0
 EXIT_FAILURE = 1
 
@@ -103,9 +105,11 @@ async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: boo
     if guest_runs:
         # The stack takes longer to import than a guest to boot, and the guest needs the loop.
         await trio.to_thread.run_sync(import_module, "vmm.api.server")
+    from vmm.api.routes import VersionInfo
     from vmm.api.server import serve
 
-    await serve(owner, listener, VERSION)
+    version = VersionInfo(build_version=f"v{__version__}", version=__version__, features=FEATURES)
+    await serve(owner, listener, version)
 
 
 async def _end_on_signal(owner: VmOwner) -> None:

@@ -72,15 +72,14 @@ def open_chipset(
 ) -> Iterator[Chipset]:
     """Build the board and put everything in its place. Raises: HostError."""
     with ExitStack() as stack:
-        loop = stack.enter_context(Loop())
-        spaces = AddressSpaces(router, loop)
+        spaces = AddressSpaces(router, Loop())
         interrupts = stack.enter_context(Interrupts(vm))
         ioapic = Ioapic(interrupts)
         spaces.claim_mmio(layout.IOAPIC, layout.IOAPIC_SIZE, ioapic)
         ged = GeneralEventDevice(interrupts.line(GED_IRQ))
         spaces.claim_mmio(areas.platform_page(GED_PAGE), REGISTER_SIZE, ged)
         segment = _add_pci(stack, vm, router, spaces, next_slot=len(memory.regions))
-        _add_registers(stack, router, spaces, memory, lifecycle)
+        _add_registers(router, spaces, memory, lifecycle)
         tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
         names = ["__ioapic"]
         if config.serial.mode != "Off":
@@ -100,17 +99,17 @@ def _add_pci(
     shadow = stack.enter_context(mmap.mmap(-1, SHADOW_SIZE))
     view = stack.enter_context(memoryview(shadow))
     segment = Segment(0, view)
+    stack.callback(segment.close)
     address = address_of(view)
     vm.set_user_memory_region(next_slot, layout.ECAM, SHADOW_SIZE, address, read_only=True)
     spaces.claim_mmio(layout.ECAM, SHADOW_SIZE, Ecam(segment))
-    ports = stack.enter_context(ConfigAddress(address, SHADOW_SIZE))
+    ports = ConfigAddress(address, SHADOW_SIZE)
     spaces.ports.claim(CONFIG_DATA_PORT, CONFIG_DATA_SIZE, ConfigPorts(ports, segment))
     router.map_pio(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_SIZE, ports)
     return segment
 
 
 def _add_registers(
-    stack: ExitStack,
     router: ExitRouter,
     spaces: AddressSpaces,
     memory: GuestMemory,
@@ -123,7 +122,7 @@ def _add_registers(
     spaces.claim_ports(i8042.PORT, i8042.PORTS, i8042.I8042(lifecycle))
     shutdown = acpi_shutdown.AcpiShutdown(lifecycle)
     spaces.claim_ports(acpi_shutdown.PORT, acpi_shutdown.PORTS, shutdown)
-    router.map_pio(PM_TIMER_PORT, PM_TIMER_SIZE, stack.enter_context(PmTimer()))
+    router.map_pio(PM_TIMER_PORT, PM_TIMER_SIZE, PmTimer())
 
 
 def _add_outputs(

@@ -6,13 +6,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm.acpi import tables
-from vmm.acpi.machine import Machine, PciSegment, Window
+from vmm.acpi.machine import Machine, PciSegment
 from vmm.boot import layout
 from vmm.boot.assemble import BootFacts, Payload, prepare
 from vmm.boot.payload import open_payload
 from vmm.boot.smbios import SystemIdentity
 from vmm.errors import InternalError
 from vmm.machine.chipset import GED_IRQ, GED_PAGE
+from vmm.pci.allocator import Span
 
 if TYPE_CHECKING:
     from vmm.boot.entry import KernelEntry
@@ -49,9 +50,9 @@ def write(
 def _acpi_machine(config: VmConfig, cpus: Processors, areas: DeviceAreas) -> Machine:
     segment = PciSegment(
         0,
-        Window(layout.ECAM, layout.ECAM_SEGMENT_SIZE),
-        Window(*areas.mmio32),
-        Window(*areas.mmio64),
+        Span(layout.ECAM, layout.ECAM_SEGMENT_SIZE),
+        Span(*areas.mmio32),
+        Span(*areas.mmio64),
     )
     return Machine(
         apic_ids=cpus.apic_ids,

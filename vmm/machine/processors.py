@@ -12,8 +12,8 @@ from vmm.boot.cpuid import CpuModel, common_cpuid, guest_phys_bits, vcpu_cpuid
 from vmm.boot.msrs import BOOT_MSRS
 from vmm.boot.topology import Topology, x2apic_ids
 from vmm.errors import ConfigError
-from vmm.kvm_cffi import capability, host
-from vmm.kvm_cffi.structs import CpuidEntry
+from vmm.kvm_cffi import constants, host
+from vmm.kvm_cffi.structs import CpuidEntry, Fpu
 
 if TYPE_CHECKING:
     from vmm.boot.entry import KernelEntry
@@ -48,14 +48,13 @@ def describe(kvm: Kvm, cpus: CpusConfig) -> Processors:
 
     Raises: ConfigError (caller) for more vCPUs than KVM has, or a feature the host lacks.
     """
-    most = kvm.check_extension(capability.MAX_VCPUS)
+    most = kvm.check_extension(constants.KVM_CAP_MAX_VCPUS)
     if cpus.max_vcpus > most:
         raise ConfigError(
             f"cpus.max_vcpus is {cpus.max_vcpus} (--cpus max=…) and this host's KVM can run {most} "
             f"vCPUs in one VM; use at most {most}"
         )
-    amx = cpus.features is not None and bool(cpus.features.amx)
-    if amx:
+    if cpus.features.amx:
         host.request_amx_for_guests()
     supported = kvm.get_supported_cpuid()
     topology = None
@@ -71,7 +70,7 @@ def describe(kvm: Kvm, cpus: CpusConfig) -> Processors:
         topology=topology,
         nested=cpus.nested,
         kvm_hyperv=cpus.kvm_hyperv,
-        amx=amx,
+        amx=cpus.features.amx,
     )
     common = common_cpuid(supported, model, host.cpuid)
     return Processors(model, tuple(common), x2apic_ids(cpus.max_vcpus, topology))
@@ -97,9 +96,9 @@ def _set_up(vcpu: Vcpu, index: int, processors: Processors, entry: KernelEntry) 
     model = processors.model
     vcpu.set_cpuid2(vcpu_cpuid(processors.common, model, index, vcpu.get_tsc_khz()))
     if model.kvm_hyperv:
-        vcpu.enable_cap(capability.HYPERV_SYNIC)
+        vcpu.enable_cap(constants.KVM_CAP_HYPERV_SYNIC)
     vcpu.set_sregs(registers.initial_sregs(vcpu.get_sregs(), x2apic=processors.x2apic))
     vcpu.set_regs(registers.initial_regs(entry))
-    vcpu.set_fpu_control(registers.FPU_CONTROL_WORD, registers.MXCSR)
+    vcpu.set_fpu(Fpu(fcw=registers.FPU_CONTROL_WORD, mxcsr=registers.MXCSR))
     vcpu.set_msrs(BOOT_MSRS)
     vcpu.set_lapic(registers.configure_lapic(vcpu.get_lapic()))

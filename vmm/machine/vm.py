@@ -19,9 +19,10 @@ from vmm.acpi.ged import AcpiNotification
 from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
 from vmm.errors import HostError, InternalError
-from vmm.kvm_cffi import ExitKind, ExitRouter, Kvm, capability, host
+from vmm.kvm_cffi import ClockData, ExitKind, ExitRouter, Kvm, constants, host
 from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
+from vmm.machine.interrupts import IOAPIC_PINS
 from vmm.machine.memory import GuestMemory, zones_of
 from vmm.machine.supported import check_supported
 from vmm.machine.vcpu import VcpuTask, pause_all
@@ -52,7 +53,7 @@ class VirtualMachine:
         self._chipset = chipset
         self._lifecycle = lifecycle
         self._vcpus: tuple[VcpuTask, ...] = ()
-        self._clock_ns = 0
+        self._clock = ClockData(0)
         self._failed = trio.Event()
         self._failure: HostError | InternalError | None = None
 
@@ -74,11 +75,11 @@ class VirtualMachine:
     async def pause(self) -> None:
         """Stop the vCPUs, and the guest's clock with them."""
         await pause_all(self._vcpus)
-        self._clock_ns = self._vm.get_clock()
+        self._clock = self._vm.get_clock()
 
     async def resume(self) -> None:
         """Let the vCPUs run on, with the clock where it stood."""
-        self._vm.set_clock(self._clock_ns)
+        self._vm.set_clock(ClockData(self._clock.clock))
         for vcpu in self._vcpus:
             vcpu.resume()
 
@@ -101,14 +102,14 @@ class VirtualMachine:
             case ExitKind.SHUTDOWN:
                 logger.warning("vCPU %d met a triple fault; the VM is reset", vcpu)
                 self._lifecycle.request_reset()
-            case ExitKind.SYSTEM_EVENT if exit_.value == capability.SYSTEM_EVENT_SHUTDOWN:
+            case ExitKind.SYSTEM_EVENT if exit_.value == constants.KVM_SYSTEM_EVENT_SHUTDOWN:
                 self._lifecycle.request_shutdown()
-            case ExitKind.SYSTEM_EVENT if exit_.value == capability.SYSTEM_EVENT_RESET:
+            case ExitKind.SYSTEM_EVENT if exit_.value == constants.KVM_SYSTEM_EVENT_RESET:
                 self._lifecycle.request_reset()
             case ExitKind.RUN_ERROR:
                 self._fail(HostError(f"KVM_RUN on vCPU {vcpu}", exit_.value))
             case _:
-                self._fail(InternalError(f"vCPU {vcpu} cannot go on: {exit_.description()}"))
+                self._fail(InternalError(f"vCPU {vcpu} cannot go on: {exit_.kind.name} {exit_.value:#x} {exit_.data}"))
 
     def _fail(self, failure: HostError | InternalError) -> None:
         self._failure = self._failure or failure
@@ -151,7 +152,7 @@ async def open_machine(
         memory.enter_slots(vm)
         for _ in memory.populate():
             await trio.lowlevel.checkpoint()
-        router = stack.enter_context(ExitRouter())
+        router = ExitRouter()
         chipset = stack.enter_context(
             open_chipset(vm, router, memory, areas, config, consoles, lifecycle)
         )
@@ -180,9 +181,9 @@ def _set_up_irqchip(vm: Vm) -> None:
     """Split the interrupt controller: LAPICs in the kernel, the IOAPIC here. Raises: HostError."""
     vm.set_tss_addr(layout.KVM_TSS)
     vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
-    vm.enable_cap(capability.SPLIT_IRQCHIP, 24)
-    x2apic = capability.X2APIC_API_USE_32BIT_IDS | capability.X2APIC_API_DISABLE_BROADCAST_QUIRK
-    vm.enable_cap(capability.X2APIC_API, x2apic)
+    vm.enable_cap(constants.KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
+    ids = constants.KVM_X2APIC_API_USE_32BIT_IDS | constants.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+    vm.enable_cap(constants.KVM_CAP_X2APIC_API, ids)
 
 
 def _vcpu_task(
