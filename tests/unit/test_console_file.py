@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 import trio
 
 from vmm.console import open_backend
-from vmm.console.output import DescriptorOutput
+from vmm.console.output import serve_output
 from vmm.errors import ConfigError, HostError
 
 
@@ -92,37 +91,46 @@ async def test_output_that_can_be_written_again_resumes(caplog: pytest.LogCaptur
     full = os.open("/dev/full", os.O_WRONLY)
     reader, writer = os.pipe()
     try:
-        output = DescriptorOutput(full, "serial")
-        await output.write(b"lost")
-        os.dup2(writer, full)
-        await output.write(b"kept")
-        output.close()
+        async with serve_output(full, "serial") as output:
+            await output.write(b"lost")
+            os.dup2(writer, full)
+            await output.write(b"kept")
 
         assert os.read(reader, 100) == b"kept"
-        assert caplog.records[-1].levelno == logging.WARNING
+        assert caplog.records[-1].getMessage() == "The serial lost 4 bytes of output"
     finally:
         for fd in (full, reader, writer):
             os.close(fd)
 
 
-async def test_output_cancelled_write_is_finished_by_the_next() -> None:
+async def test_output_cancelled_write_is_finished_later() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    os.set_blocking(reader, False)
     capacity = 65536
     try:
-        output = DescriptorOutput(writer, "serial")
-        with trio.move_on_after(0.02) as scope:
-            await output.write(b"a" * capacity + b"tail ")
-        received = os.read(reader, capacity)
-        await output.write(b"end")
-        received += os.read(reader, capacity)
-
-        assert scope.cancelled_caught
-        assert received == b"a" * capacity + b"tail end"
+        async with serve_output(writer, "serial") as output:
+            with trio.move_on_after(0.02) as scope:
+                await output.write(b"a" * capacity + b"tail ")
+            received = os.read(reader, capacity)
+            await output.write(b"end")
+            received += os.read(reader, capacity)
     finally:
         os.close(reader)
         os.close(writer)
+
+    assert scope.cancelled_caught
+    assert received == b"a" * capacity + b"tail end"
+
+
+async def test_output_left_ignores_what_comes_after() -> None:
+    reader, writer = os.pipe()
+    async with serve_output(writer, "serial") as output:
+        await output.write(b"before")
+    await output.write(b"after")
+    os.close(writer)
+
+    assert os.read(reader, 100) == b"before"
+    os.close(reader)
 
 
 @pytest.mark.parametrize("mode", ["Off", "Null", "File"])

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from vmm.console.outbox import Outbox
+from vmm.console.outbox import STALL_SECONDS, Outbox
 
 
 class Gone(Exception):
@@ -93,3 +93,52 @@ async def test_outbox_cancelled_put_keeps_the_data() -> None:
         await outbox.deliver(receiver.send)
 
     assert receiver.taken == b"kept"
+
+
+async def test_outbox_stalled_receiver_does_not_hold_the_writer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outbox = Outbox(limit=4)
+
+    async def stall(data: bytes) -> int:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.deliver, stall)
+        await trio.testing.wait_all_tasks_blocked()
+        await outbox.put(b"first")
+        waited = trio.current_time()
+        await outbox.put(b"second")
+        waited_again = trio.current_time()
+        nursery.cancel_scope.cancel()
+
+    assert (waited, waited_again) == (STALL_SECONDS, STALL_SECONDS)
+
+
+async def test_outbox_receiver_that_stalled_goes_on_with_the_newest_bytes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    outbox = Outbox(limit=4)
+    taken = b""
+    may_take = trio.Event()
+
+    async def stall_once(data: bytes) -> int:
+        nonlocal taken
+        await may_take.wait()
+        taken += data
+        return len(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.deliver, stall_once)
+        await trio.testing.wait_all_tasks_blocked()
+        await outbox.put(b"012")
+        await outbox.put(b"3456789")
+        may_take.set()
+        await outbox.put(b"")
+        await trio.testing.wait_all_tasks_blocked()
+        before = trio.current_time()
+        await outbox.put(b"abcdef")
+        nursery.cancel_scope.cancel()
+
+    assert taken == b"012" + b"6789" + b"abcdef"
+    assert trio.current_time() == before

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import trio
+import trio.testing
 
 from vmm.console import Backend, WindowSize, open_backend
 from vmm.console.outbox import KEPT_BYTES
@@ -81,6 +82,44 @@ async def test_pty_input_is_heard_from_a_second_opener_without_output() -> None:
                     heard.append(await backend.read())
 
     assert heard == [b"1", b"2", b"3"]
+
+
+async def test_pty_input_is_heard_again_after_the_device_saw_the_opener_leave() -> None:
+    heard = b""
+
+    with trio.fail_after(10):
+        async with open_backend("Pty", name="serial") as backend:
+            with opened(backend) as slave:
+                os.write(slave, b"1")
+                await backend.read()
+
+            async def read_once() -> None:
+                nonlocal heard
+                heard = await backend.read()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_once)
+                await trio.testing.wait_all_tasks_blocked()
+                with opened(backend) as slave:
+                    os.write(slave, b"2")
+                    while not heard:
+                        await trio.testing.wait_all_tasks_blocked(cushion=0.01)
+
+    assert heard == b"2"
+
+
+async def test_pty_much_output_after_the_opener_left_is_kept_for_the_next() -> None:
+    output = b"0123456789abcdef" * (1 << 14)
+    with trio.fail_after(10):
+        async with open_backend("Pty", name="serial") as backend:
+            with opened(backend) as slave:
+                await backend.write(b"first")
+                await read_exactly(slave, 5)
+            await backend.write(output)
+            with opened(backend) as slave:
+                received = await read_exactly(slave, len(output))
+
+    assert received == output
 
 
 async def test_pty_nobody_there_keeps_only_the_newest_output() -> None:

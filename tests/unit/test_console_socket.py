@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from vmm.console import open_backend
 from vmm.console.outbox import KEPT_BYTES
@@ -147,6 +148,7 @@ async def test_socket_half_closed_client_still_gets_output(path: str) -> None:
             await client.send_eof()
             typed = await backend.read()
             nursery.start_soon(backend.read)
+            await trio.testing.wait_all_tasks_blocked()
             await backend.write(b"answer")
             received = await read_exactly(client, 6)
             nursery.cancel_scope.cancel()

@@ -113,9 +113,10 @@ async def test_tty_error_restores_the_modes(terminal: Terminal) -> None:
             assert await read_until_cancelled(tty, terminal)
             raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ExceptionGroup) as caught:
         await fail()
 
+    assert caught.group_contains(ZeroDivisionError)
     assert terminal.modes == before
 
 
@@ -266,3 +267,54 @@ def test_tty_in_the_background_is_neither_stopped_nor_made_raw(terminal: Termina
 
     assert shell.returncode == 0
     assert os.read(terminal.user, 100) == b"alive"
+
+
+SENT_TO_THE_BACKGROUND = """
+import fcntl, os, signal, termios, trio, trio.testing
+from vmm.console.terminal import open_tty
+
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+before = termios.tcgetattr(0)
+is_raw, is_taken = os.pipe(), os.pipe()
+program = os.fork()
+if program:
+    # The shell: it lends the terminal, takes it back, and sees whether the program was stopped.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    os.setpgid(program, program)
+    os.tcsetpgrp(0, program)
+    os.read(is_raw[0], 1)
+    os.tcsetpgrp(0, os.getpgrp())
+    os.write(is_taken[1], b".")
+    status = os.waitpid(program, os.WUNTRACED)[1]
+    if os.WIFSTOPPED(status):
+        os.kill(program, signal.SIGKILL)
+    ended_well = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+    os._exit(0 if ended_well and termios.tcgetattr(0) == before else 1)
+
+async def main():
+    async with open_tty("serial") as tty, trio.open_nursery() as nursery:
+        nursery.start_soon(tty.read)
+        while termios.tcgetattr(0) == before:
+            await trio.testing.wait_all_tasks_blocked(cushion=0.01)
+        os.write(is_raw[1], b".")
+        await trio.lowlevel.wait_readable(is_taken[0])
+        await tty.write(b"ready")
+        await trio.lowlevel.wait_readable(0)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+trio.run(main)
+"""
+
+
+def test_tty_sent_to_the_background_lives_on_and_restores_the_modes(terminal: Terminal) -> None:
+    shell = subprocess.Popen(
+        [sys.executable, "-c", SENT_TO_THE_BACKGROUND],
+        stdin=terminal.shell,
+        stdout=terminal.shell,
+        start_new_session=True,
+    )
+    shown = os.read(terminal.user, 100)
+    os.write(terminal.user, b"for the shell")
+
+    assert shell.wait(timeout=30) == 0
+    assert shown == b"ready"

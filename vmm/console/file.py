@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import trio
 
-from vmm.console.output import DescriptorOutput
+from vmm.console.output import DescriptorOutput, serve_output
 from vmm.errors import HostError
 
 
@@ -46,10 +46,7 @@ async def open_file(path: str, name: str) -> AsyncIterator[FileBackend]:
             "open", error, path=path, hint=f"give the {name} a file that can be written"
         ) from error
     try:
-        output = DescriptorOutput(fd, name)
-        try:
+        async with serve_output(fd, name) as output:
             yield FileBackend(output)
-        finally:
-            output.close()
     finally:
         os.close(fd)

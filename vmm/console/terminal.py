@@ -23,7 +23,7 @@ from typing import Any
 import trio
 
 from vmm.console.backend import WindowSize
-from vmm.console.output import DescriptorOutput
+from vmm.console.output import DescriptorOutput, serve_output
 from vmm.errors import HostError
 
 STDIN = 0
@@ -68,6 +68,7 @@ class Keyboard:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lent = termios.tcgetattr(fd)
+        self._set: list[Any] | None = None
         self._is_raw = False
 
     async def read(self) -> bytes:
@@ -86,10 +87,14 @@ class Keyboard:
                     return b""
 
     def restore(self) -> None:
-        """Give the terminal back as it was lent. One that is gone needs nothing."""
-        if self._is_raw:
+        """Give the terminal back as it was lent. One that is gone needs nothing.
+
+        In the background its modes are the shell's by now, unless they are still the ones set here.
+        """
+        if self._set is not None:
             with suppress(termios.error), _job_control_held():
-                termios.tcsetattr(self._fd, termios.TCSANOW, self._lent)
+                if _is_foreground(self._fd) or termios.tcgetattr(self._fd) == self._set:
+                    termios.tcsetattr(self._fd, termios.TCSANOW, self._lent)
 
     async def _take_foreground(self) -> None:
         """Wait until the keyboard is ours, and see to it that it is raw."""
@@ -101,6 +106,7 @@ class Keyboard:
             self._is_raw = True
             with suppress(termios.error), _job_control_held():
                 make_raw(self._fd)
+                self._set = termios.tcgetattr(self._fd)
 
 
 def make_raw(fd: int) -> None:
@@ -144,15 +150,14 @@ async def open_tty(
             raise HostError.from_os_error(
                 "dup", error, path="<stdout>", hint=f"choose another mode for the {name}"
             ) from error
-        output = DescriptorOutput(output_fd, name)
-        stack.callback(output.close)
         keyboard = None
         if os.isatty(stdin):
             input_fd = stack.enter_context(_private(stdin, os.O_RDONLY))
             keyboard = Keyboard(input_fd)
             stack.callback(trio.lowlevel.notify_closing, input_fd)
             stack.callback(keyboard.restore)
-        yield TtyBackend(output, output_fd, keyboard)
+        async with serve_output(output_fd, name) as output:
+            yield TtyBackend(output, output_fd, keyboard)
 
 
 @contextmanager
