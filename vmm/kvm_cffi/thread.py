@@ -7,6 +7,7 @@ The thread serves exits of rungs 0 and 1 by itself. For the rest it fills the ex
 from __future__ import annotations
 
 import os
+import warnings
 from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -92,6 +93,8 @@ class VcpuThread:
     one Python thread. None of them waits for the vCPU but ``join`` and ``close``.
     """
 
+    event_fd = -1
+
     def __init__(
         self,
         vcpu: Vcpu,
@@ -100,17 +103,17 @@ class VcpuThread:
         name: str,
         host_cpus: Sequence[int] | None = None,
     ) -> None:
-        self._thread = ffi.NULL
         self._vcpu = vcpu
         self._router = router
         self._host_cpus = tuple(host_cpus or ())
         self._slot = ffi.new("struct vk_exit *")
-        self.event_fd = os.eventfd(0, EVENT_FLAGS)
+        event_fd = os.eventfd(0, EVENT_FLAGS)
         short = name.encode()[:MAX_NAME_BYTES]
         made = lib.vk_thread_new(
-            vcpu.fd, vcpu.run_area, vcpu.run_bytes, router.handle, self.event_fd, short
+            vcpu.fd, vcpu.run_area, vcpu.run_bytes, router.handle, event_fd, short
         )
         self._thread = ffi.gc(allocated(made), lib.vk_thread_free)
+        self.event_fd = event_fd
 
     def start(self) -> None:
         """Make the thread and let it run, or stand if a pause was requested before.
@@ -121,8 +124,8 @@ class VcpuThread:
             raise ConfigError(
                 f"Host CPUs {list(self._host_cpus)} are not all between 0 and {MAX_HOST_CPU}"
             )
-        if self._vcpu.has_thread:
-            raise InternalError(f"vCPU {self._vcpu.index} already has a thread")
+        if self._vcpu.has_thread or self.event_fd < 0:
+            raise InternalError(f"vCPU {self._vcpu.index} has a thread already, or had this one")
         cpus = ffi.new("uint32_t[]", self._host_cpus)
         result = lib.vk_thread_start(self._thread, cpus, len(self._host_cpus))
         check("pthread_create", result)
@@ -204,6 +207,12 @@ class VcpuThread:
         self.join()
         fd, self.event_fd = self.event_fd, -1
         os.close(fd)
+
+    def __del__(self) -> None:
+        # The collector runs this before it frees what the thread uses, so the thread ends in time.
+        if self.event_fd >= 0:
+            warnings.warn(f"Unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def __enter__(self) -> VcpuThread:
         return self

@@ -7,7 +7,6 @@ Source: Linux Documentation/virt/kvm/api.rst, "vcpu ioctls".
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -39,10 +38,13 @@ class Vcpu:
         self.has_thread = False
         """Set by the thread that runs this vCPU, for as long as it lives."""
         self._xsave_bytes = xsave_bytes
-        self.run_area = lib.vk_map_run(fd, run_bytes)
-        if self.run_area == ffi.NULL:
+        area = ffi.new("void **")
+        try:
+            check("mmap", lib.vk_map_run(fd, run_bytes, area))
+        except HostError:
             os.close(fd)
-            raise HostError("mmap", errno.ENOMEM, hint="the vCPU's run area could not be mapped")
+            raise
+        self.run_area = area[0]
 
     def close(self) -> None:
         """Unmap and close. A second call does nothing.

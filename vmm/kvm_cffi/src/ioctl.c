@@ -54,10 +54,10 @@ int vk_set_gsi_routing(int vm_fd, const struct vk_msi_route *routes, uint32_t co
     return result;
 }
 
-void *vk_map_run(int vcpu_fd, uint64_t run_bytes)
+int vk_map_run(int vcpu_fd, uint64_t run_bytes, void **run)
 {
-    void *run = mmap(NULL, run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
-    return run == MAP_FAILED ? NULL : run;
+    *run = mmap(NULL, run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
+    return *run == MAP_FAILED ? -errno : 0;
 }
 
 int vk_unmap_run(void *run, uint64_t run_bytes)
