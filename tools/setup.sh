@@ -71,6 +71,9 @@ install_package() {
         say "building the compiled part and installing the package into .venv"
         "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps \
             --no-build-isolation --editable .
+        # An older build under another name would be imported in place of this one.
+        find vmm/kvm_cffi -name '_kvm.*.so' -printf '%T@ %p\n' | sort -rn | tail -n +2 |
+            cut -d ' ' -f 2- | xargs --no-run-if-empty rm --
         echo "$build" > .venv/.setup-package
     fi
     "$PYTHON" -m compileall -q vmm tools
