@@ -1,17 +1,20 @@
 """No access of a guest, of any offset, size and value, may raise or give a value too wide.
 
-Every IoHandler of the legacy devices, by sequences of accesses: state that one access leaves
-behind is what the next one meets.
+Every IoHandler of the legacy devices, and the ports that C answers, by sequences of accesses: state
+that one access leaves behind is what the next one meets.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm.kvm_cffi import ByteRing, PmTimer, Uart
 from vmm.legacy.acpi_shutdown import AcpiShutdown
 from vmm.legacy.cmos import Cmos
 from vmm.legacy.i8042 import I8042
@@ -69,6 +72,40 @@ def test_device_any_accesses_never_raise_and_fit_their_size(
             device.write(offset, size, value & (1 << 8 * size) - 1)
         else:
             assert 0 <= device.read(offset, size) < 1 << 8 * size
+
+
+@given(accesses=ACCESSES, typed=st.binary(max_size=400))
+def test_uart_any_accesses_leave_it_working(
+    accesses: list[tuple[bool, int, int, int]], typed: bytes
+) -> None:
+    irq = os.eventfd(0, os.EFD_NONBLOCK)
+    with closing(os.fdopen(irq, "rb", buffering=0)), Uart(irq, transmit_capacity=64) as uart:
+        assert 0 <= uart.receive(typed) <= len(typed)
+
+        for is_write, offset, size, value in accesses:
+            if is_write:
+                assert uart.write(offset, value, size)
+            else:
+                assert uart.read(offset, size) is not None
+
+        assert len(uart.drain()) <= 64
+        assert uart.save().transmit == b""
+
+
+@given(accesses=ACCESSES)
+def test_byte_ring_and_timer_any_accesses_are_answered(
+    accesses: list[tuple[bool, int, int, int]],
+) -> None:
+    timer = PmTimer()
+    with ByteRing(0xE9, capacity=8) as ring:
+        for is_write, offset, size, value in accesses:
+            for port in (ring, timer):
+                if is_write:
+                    assert port.write(offset, value, size)
+                else:
+                    assert port.read(offset, size) is not None
+
+        assert len(ring.drain()) <= 8
 
 
 @given(writes=st.lists(st.tuples(st.integers(0, 0x3F), st.integers(0, (1 << 32) - 1))))
