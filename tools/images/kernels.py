@@ -58,12 +58,9 @@ def kernel(release: str, *, newest: bool = False) -> Kernel:
         version = vmlinuz.name.removeprefix("vmlinuz-")
     else:
         version = vmlinuz.parent.name
-    modules = _only(
-        trees, f"lib/modules/{version}/kernel", f"usr/lib/modules/{version}/kernel"
-    ).parent
     home = cache_dir() / "kernels" / trees[0].name
     vmlinux = make_file(home / "vmlinux", lambda path: cut_vmlinux(vmlinuz, path))
-    return Kernel(version, vmlinuz, vmlinux, _with_dependencies(modules, version, home))
+    return Kernel(version, vmlinuz, vmlinux, _modules_dir(trees, version, home))
 
 
 def _kernel_trees(package: str, suite: str, newest: bool) -> Iterator[Path]:
@@ -77,7 +74,7 @@ def _kernel_trees(package: str, suite: str, newest: bool) -> Iterator[Path]:
 
 
 def _only(trees: list[Path], *patterns: str) -> Path:
-    """Return the one path that matches a pattern in the trees."""
+    """Return the one path that matches a pattern in the trees, the first pattern that any does."""
     for pattern in patterns:
         found = sorted({path for tree in trees for path in tree.glob(pattern)})
         if found:
@@ -85,23 +82,18 @@ def _only(trees: list[Path], *patterns: str) -> Path:
     raise ImageError(f"The kernel package has no {' or '.join(patterns)}.")
 
 
-def _with_dependencies(modules: Path, version: str, home: Path) -> Path:
-    """Return a modules directory with ``modules.dep`` and its indexes, which depmod makes."""
-    if (modules / "modules.dep").exists():
-        return modules
-    base = home / "root"
-    directory = base / "lib" / "modules" / version
+def _modules_dir(trees: list[Path], version: str, home: Path) -> Path:
+    """Return one directory with the modules of all the packages, and what depmod makes of them."""
+    directory = Path("lib") / "modules" / version
 
-    def fill(path: Path) -> None:
-        target = path / "lib" / "modules" / version
-        target.mkdir(parents=True)
+    def fill(root: Path) -> None:
+        (root / directory).mkdir(parents=True)
         for name in ("kernel", "modules.builtin", "modules.builtin.modinfo", "modules.order"):
-            if (modules / name).exists():
-                (target / name).symlink_to(modules / name)
-        _run("depmod", "-b", str(path), version)
+            found = _only(trees, f"{directory}/{name}", f"usr/{directory}/{name}")
+            (root / directory / name).symlink_to(found)
+        _run("depmod", "-b", str(root), version)
 
-    make_tree(base, fill)
-    return directory
+    return make_tree(home / "root", fill) / directory
 
 
 def cut_vmlinux(vmlinuz: Path, target: Path) -> None:
