@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -105,11 +106,16 @@ async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: boo
     if guest_runs:
         # The stack takes longer to import than a guest to boot, and the guest needs the loop.
         await trio.to_thread.run_sync(import_module, "vmm.api.server")
-    from vmm.api.routes import VersionInfo
     from vmm.api.server import serve
+    from vmm.config.info import VmmPingResponse
 
-    version = VersionInfo(build_version=f"v{__version__}", version=__version__, features=FEATURES)
-    await serve(owner, listener, version)
+    about = VmmPingResponse(
+        build_version=f"v{__version__}",
+        version=__version__,
+        pid=os.getpid(),
+        features=FEATURES,
+    )
+    await serve(owner, listener, about)
 
 
 async def _end_on_signal(owner: VmOwner) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -94,6 +94,7 @@ class Bench:
         self.consoles_opened = 0
         self.consoles_now = 0
         self.boot_error: VmmError | None = None
+        self.while_opening: Callable[[], object] = lambda: None
         self.owner = VmOwner(
             events=self.events,
             open_consoles=self._open_consoles,
@@ -128,6 +129,7 @@ class Bench:
     async def _open_machine(
         self, config: VmConfig, consoles: object, lifecycle: Lifecycle
     ) -> AsyncIterator[FakeMachine]:
+        self.while_opening()
         if self.boot_error is not None:
             raise self.boot_error
         machine = FakeMachine(lifecycle)
@@ -245,6 +247,29 @@ async def test_reboot_builds_a_new_machine_on_the_same_consoles() -> None:
         assert len(bench.machines) == 2
         assert bench.consoles_opened == 1
         assert bench.events.names[-2:] == ["rebooting", "rebooted"]
+
+
+async def test_reads_while_a_vm_reboots_see_it_running() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        seen: list[str] = []
+        bench.while_opening = lambda: seen.append(bench.owner.info().state)
+
+        await bench.do(Reboot())
+
+        assert seen == ["Running"]
+
+
+async def test_failed_reboot_leaves_a_created_vm() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        bench.boot_error = HostError("open", 13, path="/dev/kvm")
+
+        with pytest.raises(HostError):
+            await bench.do(Reboot())
+
+        assert bench.owner.info().state == "Created"
+        assert (bench.open_now, bench.consoles_now) == (0, 0)
 
 
 async def test_failed_boot_leaves_a_created_vm_that_can_boot_later() -> None:

@@ -300,7 +300,8 @@ def _backing(
     zone: Zone, size: int, offset: int, stack: contextlib.ExitStack
 ) -> tuple[int, int, int]:
     """Open what a zone is mapped from: a descriptor or -1, the mmap flags, the file offset."""
-    lazy = 0 if zone.reserve else MAP_NORESERVE
+    # Huge pages are always reserved: a guest that touched one too many would kill the process.
+    lazy = 0 if zone.reserve or zone.hugepages else MAP_NORESERVE
     private = mmap.MAP_PRIVATE | lazy
     if zone.file is not None:
         fd = _open_file(zone.file, offset + size)

@@ -297,11 +297,16 @@ class VmOwner:
         self._events.emit("vm", "shutdown")
 
     async def _reboot(self) -> None:
-        config = self._needed_config()
+        config, machine = self._needed_config(), self._needed_machine()
         self._events.emit("vm", "rebooting")
-        # The consoles stay: whoever watches one sees the new machine on it.
-        await self._leave_machine()
-        await self._start(config)
+        # The consoles stay: whoever watches one sees the new machine on it. The old machine stays
+        # in sight as well until there is a new one, for reads meanwhile.
+        await machine.leave()
+        try:
+            await self._start(config)
+        except VmmError:
+            await self._stop()
+            raise
         self._events.emit("vm", "rebooted")
 
     async def _end(self) -> None:
