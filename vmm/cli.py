@@ -98,7 +98,8 @@ def parse(argv: Sequence[str]) -> Invocation:
         print(_version_text(given.verbosity))
         raise SystemExit(0)
     _refuse_absent(given)
-    payload = {name: text for name in PayloadConfig.model_fields if (text := vars(given)[name])}
+    texts = {name: vars(given)[name] for name in PayloadConfig.model_fields}
+    payload = {name: text for name, text in texts.items() if text is not None}
     has_boot_item = any(name in payload for name in BOOT_ITEMS)
     if not has_boot_item and (payload or any(_is_given(given, each) for each in vm_options)):
         parser.error(
