@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from functools import partial
 
@@ -12,6 +13,7 @@ from vmm.cli import format_error_chain, parse
 from vmm.errors import VmmError
 from vmm.log import set_up_log
 
+LAST_STANDARD_STREAM = 2
 PRIVATE_UMASK = 0o077
 """What this process creates is its user's alone: sockets, logs, console files."""
 
@@ -19,6 +21,9 @@ PRIVATE_UMASK = 0o077
 def main() -> int:
     """Run one VMM with the arguments of the command line and return its exit code."""
     os.umask(PRIVATE_UMASK)
+    _guard_standard_streams()
+    # A VM outlives the terminal it was started from; what it prints there is dropped then.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         invocation = parse(sys.argv[1:])
         with set_up_log(invocation.verbosity, invocation.log_file):
@@ -28,6 +33,13 @@ def main() -> int:
     except VmmError as error:
         print(format_error_chain(error), file=sys.stderr)
         return 1
+
+
+def _guard_standard_streams() -> None:
+    """Give descriptors 0 to 2 something to lead to: a file opened later must not become one."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD_STREAM:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The root of the nursery tree: signals, the event sink, the API server and the VM owner.
 
-    run_vmm
-    ├─ event sink, API socket        entered here, left last
-    └─ nursery
-       ├─ signals                    SIGTERM and SIGINT end the VMM
-       ├─ VM owner                   holds the VM; its end is the end of the VMM
-       └─ API server                 imported once the machine of the command line runs
+run_vmm
+├─ event sink, API socket        entered here, left last
+└─ nursery
+   ├─ signals                    SIGTERM and SIGINT end the VMM
+   ├─ VM owner                   holds the VM; its end is the end of the VMM
+   └─ API server                 imported once the machine of the command line runs
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vmm.cli import format_error_chain
 from vmm.errors import VmmError
 from vmm.events import open_event_sink
 from vmm.machine.commands import Boot, Create, ShutdownVmm
-from vmm.machine.owner import VmOwner
 from vmm.machine.consoles import open_consoles
+from vmm.machine.owner import VmOwner
 from vmm.machine.vm import open_machine
 
 if TYPE_CHECKING:

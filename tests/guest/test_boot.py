@@ -87,7 +87,9 @@ async def check_topology(guest: Guest) -> None:
 
 async def check_pci(guest: Guest) -> None:
     assert (await guest.run("ls /sys/bus/pci/devices")).split() == ["0000:00:00.0"]
-    identity = await guest.run("cd /sys/bus/pci/devices/0000:00:00.0; cat vendor device class; cd /")
+    identity = await guest.run(
+        "cd /sys/bus/pci/devices/0000:00:00.0; cat vendor device class; cd /"
+    )
     assert identity.split() == ["0x8086", "0x0d57", "0x060000"]
     size = await guest.run("wc -c < /sys/bus/pci/devices/0000:00:00.0/config")
     assert size.strip() == "256"

@@ -71,9 +71,7 @@ async def check_pause(vmm: VmmProcess, console: GuestConsole) -> None:
     await console.run("true")
 
 
-async def test_power_button_powers_the_guest_off(
-    place: Path, linux: Kernel, minimal: Path
-) -> None:
+async def test_power_button_powers_the_guest_off(place: Path, linux: Kernel, minimal: Path) -> None:
     async with booted(place, linux, minimal) as guest:
         await guest.vmm.put("vm.power-button")
 
@@ -82,7 +80,9 @@ async def test_power_button_powers_the_guest_off(
         assert guest.vmm.events()[-2:] == ["vm:deleted", "vmm:shutdown"]
 
 
-async def test_reboot_inside_the_guest_reboots_it(place: Path, linux: Kernel, minimal: Path) -> None:
+async def test_reboot_inside_the_guest_reboots_it(
+    place: Path, linux: Kernel, minimal: Path
+) -> None:
     async with booted(place, linux, minimal) as guest:
         ready = len(guest.console.text)
         await guest.console.type("reboot -f\n")
@@ -99,11 +99,7 @@ async def test_power_off_with_no_shutdown_keeps_the_vmm(
     async with booted(place, linux, minimal, "--no-shutdown") as guest:
         await guest.console.type("poweroff -f\n")
 
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.deadline = trio.current_time() + 60
-            while (await guest.vmm.info())["state"] != "Created":
-                await trio.sleep(0.1)  # Nothing but the state tells; the event file is polled too.
-
+        await guest.vmm.wait_for_state("Created", 60)
         assert guest.vmm.process.returncode is None
 
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from vmm.config.vm import VmConfig
+from vmm.console.null import NullBackend
 from vmm.errors import HostError, NotCreatedError, StateError, VmmError
 from vmm.machine.bus import Lifecycle
 from vmm.machine.commands import (
@@ -24,6 +25,7 @@ from vmm.machine.commands import (
     Shutdown,
     ShutdownVmm,
 )
+from vmm.machine.consoles import Consoles
 from vmm.machine.owner import VmOwner
 
 CONFIG = VmConfig.model_validate({"payload": {"kernel": "/boot/vmlinuz"}})
@@ -77,13 +79,6 @@ class FakeMachine:
         raise HostError("KVM_RUN", 14)
 
 
-class FakeConsoles:
-    """Consoles that add nothing to the configuration."""
-
-    def described_in(self, config: VmConfig) -> VmConfig:
-        return config
-
-
 class Bench:
     """A running owner and the machines it has built."""
 
@@ -116,12 +111,12 @@ class Bench:
         self.ended.set()
 
     @asynccontextmanager
-    async def _open_consoles(self, config: VmConfig) -> AsyncIterator[FakeConsoles]:
+    async def _open_consoles(self, config: VmConfig) -> AsyncIterator[Consoles]:
         self.consoles_opened += 1
         self.consoles_now += 1
-        yield_to = FakeConsoles()
+        nothing = NullBackend()
         try:
-            yield yield_to
+            yield Consoles(serial=nothing, debug=nothing, firmware=nothing)
         finally:
             self.consoles_now -= 1
 
@@ -376,5 +371,3 @@ async def test_cancel_after_any_step_leaves_nothing_open(steps: int) -> None:
     sequence: list[Command] = [Create(CONFIG), Boot(), Pause(), Resume(), Reboot()]
     async with running() as bench:
         await bench.do(*sequence[:steps])
-
-

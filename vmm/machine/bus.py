@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmm.errors import InternalError
+
+if TYPE_CHECKING:
+    from vmm.kvm_cffi import ExitRouter, Loop
 
 ALL_ONES = {size: (1 << (8 * size)) - 1 for size in (1, 2, 4, 8)}
 
@@ -107,22 +110,13 @@ class Bus:
         return found if address < found.end else None
 
 
-class Router(Protocol):
-    """The exit router: which mechanism in C meets an access first."""
-
-    def map_pio(self, base: int, size: int, mechanism: Any, /) -> None: ...
-    def unmap_pio(self, base: int, size: int, /) -> None: ...
-    def map_mmio(self, base: int, size: int, mechanism: Any, /) -> None: ...
-    def unmap_mmio(self, base: int, size: int, /) -> None: ...
-
-
 class AddressSpaces:
     """Both buses of a machine, kept in step with the exit router that leads to them.
 
     ``loop`` is the router's mechanism for rung 2.
     """
 
-    def __init__(self, router: Router, loop: object) -> None:
+    def __init__(self, router: ExitRouter, loop: Loop) -> None:
         self.ports = Bus("port")
         self.mmio = Bus("memory-mapped")
         self._router = router

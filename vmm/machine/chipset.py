@@ -17,6 +17,7 @@ import trio
 
 from vmm.acpi.ged import REGISTER_SIZE, GeneralEventDevice
 from vmm.boot import layout
+from vmm.errors import ConfigError
 from vmm.kvm_cffi import ByteRing, ConfigAddress, Loop, PmTimer, Uart, address_of
 from vmm.legacy import acpi_shutdown, cmos, debug_console, debug_port, fw_debug, i8042, serial
 from vmm.legacy.ioapic import Ioapic
@@ -37,6 +38,18 @@ PM_TIMER_PORT = 0x608
 PM_TIMER_SIZE = 4
 CONFIG_ADDRESS_PORT = 0xCF8
 CONFIG_ADDRESS_SIZE = 8
+FIXED_PORTS = (
+    range(serial.PORT, serial.PORT + serial.PORTS),
+    range(i8042.PORT, i8042.PORT + i8042.PORTS),
+    range(cmos.PORT, cmos.PORT + cmos.PORTS),
+    range(debug_port.PORT, debug_port.PORT + 1),
+    range(fw_debug.PORT, fw_debug.PORT + 1),
+    range(acpi_shutdown.PORT, acpi_shutdown.PORT + acpi_shutdown.PORTS),
+    range(PM_TIMER_PORT, PM_TIMER_PORT + PM_TIMER_SIZE),
+    range(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_PORT + CONFIG_ADDRESS_SIZE),
+)
+"""Ports that a debug console cannot be put on."""
+
 GED_IRQ = 13
 GED_PAGE = 2
 """Which page of the platform's registers is the GED's: PCI and CPU hot-plug come before it."""
@@ -138,9 +151,15 @@ def _add_outputs(
         router.map_pio(serial.PORT, serial.PORTS, uart)
         yield serial.Serial(uart, consoles.serial)
     if config.debug_console.mode != "Off":
-        port = config.debug_console.iobase
+        given = config.debug_console.iobase
+        port = debug_console.PORT if given is None else given
+        if any(port in taken for taken in FIXED_PORTS):
+            raise ConfigError(
+                f"debug_console.iobase is {port:#x} (--debug-console iobase=…), where another "
+                f"device answers; use {debug_console.PORT:#x} or a port that is free"
+            )
         ring = stack.enter_context(ByteRing(debug_console.READ_VALUE))
-        router.map_pio(debug_console.PORT if port is None else port, 1, ring)
+        router.map_pio(port, 1, ring)
         yield debug_console.DebugConsole(ring, consoles.debug)
     codes = stack.enter_context(ByteRing(debug_port.READ_VALUE))
     router.map_pio(debug_port.PORT, 1, codes)

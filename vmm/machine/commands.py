@@ -62,14 +62,5 @@ class ShutdownVmm:
 
 
 Command = (
-    Create
-    | Delete
-    | Boot
-    | Pause
-    | Resume
-    | Shutdown
-    | Reboot
-    | PowerButton
-    | Nmi
-    | ShutdownVmm
+    Create | Delete | Boot | Pause | Resume | Shutdown | Reboot | PowerButton | Nmi | ShutdownVmm
 )

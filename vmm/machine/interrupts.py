@@ -21,6 +21,21 @@ if TYPE_CHECKING:
 IOAPIC_PINS = 24
 
 
+EXTENDED_DESTINATION = 0x7F << 5
+EXTENDED_DESTINATION_SHIFT = 35
+
+
+def to_kvm_address(address: int) -> int:
+    """Put the upper bits of a message's destination where KVM looks for them.
+
+    A guest that knows KVM_FEATURE_MSI_EXT_DEST_ID writes bits 8 to 14 of an APIC id to bits 5 to 11
+    of the address; KVM, with 32-bit ids, takes them from bit 40 on.
+    Source: Linux Documentation/virt/kvm/x86/cpuid.rst and api.rst, KVM_CAP_X2APIC_API.
+    """
+    extended = address & EXTENDED_DESTINATION
+    return address & ~EXTENDED_DESTINATION | extended << EXTENDED_DESTINATION_SHIFT
+
+
 class InterruptLine:
     """One edge-triggered line into the IOAPIC: writing its event descriptor raises it."""
 
@@ -36,8 +51,8 @@ class InterruptLine:
 class Interrupts:
     """The routing table of one VM and the lines that lead into it.
 
-    A context manager: leaving it closes the lines. It is the IOAPIC's view of the world: ``set_route``,
-    ``mask`` and ``unmask`` are what a write to a redirection entry means.
+    A context manager: leaving it closes the lines. ``set_route``, ``mask`` and ``unmask`` are what
+    a write to one of the IOAPIC's redirection entries means.
     """
 
     def __init__(self, vm: Vm) -> None:
@@ -69,7 +84,7 @@ class Interrupts:
 
     def set_route(self, pin: int, address: int, data: int) -> None:
         """Let a GSI stand for a message. Raises: HostError."""
-        route = MsiRoute(pin, address, data)
+        route = MsiRoute(pin, to_kvm_address(address), data)
         if self._routes.get(pin) == route:
             return
         self._routes[pin] = route

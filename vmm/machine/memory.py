@@ -201,8 +201,8 @@ class GuestMemory:
                     raise HostError.from_os_error(
                         "madvise(MADV_POPULATE_WRITE)",
                         error,
-                        hint=f"prefaulting {region.size >> 20} MiB of zone {region.zone.id!r} needs "
-                        "that much free memory; make the VM smaller or turn prefault off",
+                        hint=f"prefaulting zone {region.zone.id!r} needs {region.size >> 20} MiB "
+                        "of free memory; make the VM smaller or turn prefault off",
                     ) from error
                 yield
 

@@ -30,8 +30,8 @@ from vmm.machine.scope import Scope, enter
 if TYPE_CHECKING:
     from vmm.config.info import VmInfo
     from vmm.config.vm import VmConfig
-    from vmm.events import EventSink
     from vmm.machine.bus import Lifecycle
+    from vmm.machine.consoles import Consoles
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,12 @@ class State(Enum):
     CREATED = "Created"
     RUNNING = "Running"
     PAUSED = "Paused"
+
+
+class Events(Protocol):
+    """Who is told of what happened."""
+
+    def emit(self, source: str, event: str) -> None: ...
 
 
 class Machine(Protocol):
@@ -59,15 +65,8 @@ class Machine(Protocol):
     def inject_nmi(self) -> None: ...
 
 
-class Consoles(Protocol):
-    """The opened back ends of one VM's consoles."""
-
-    def described_in(self, config: VmConfig) -> VmConfig:
-        """The configuration with what opening chose, such as the path of a new pty."""
-
-
-OpenConsoles = Callable[["VmConfig"], AbstractAsyncContextManager[Consoles]]
-OpenMachine = Callable[["VmConfig", Consoles, "Lifecycle"], AbstractAsyncContextManager[Machine]]
+OpenConsoles = Callable[["VmConfig"], AbstractAsyncContextManager["Consoles"]]
+OpenMachine = Callable[["VmConfig", "Consoles", "Lifecycle"], AbstractAsyncContextManager[Machine]]
 
 
 class Wish(Enum):
@@ -84,7 +83,7 @@ class _Request:
 
     command: Command
     done: trio.Event = field(default_factory=trio.Event)
-    error: VmmError | None = InternalError("The command was not carried out to its end")
+    error: VmmError | None = None
 
 
 class _Guest:
@@ -120,7 +119,7 @@ class VmOwner:
     def __init__(
         self,
         *,
-        events: EventSink,
+        events: Events,
         open_consoles: OpenConsoles,
         open_machine: OpenMachine,
         no_shutdown: bool = False,
@@ -130,9 +129,9 @@ class VmOwner:
         self._open_machine = open_machine
         self._no_shutdown = no_shutdown
         # Bounded by what waits: each API client has one request, a machine one wish.
-        self._send, self._receive = trio.open_memory_channel[
-            _Request | tuple[_Guest, Wish]
-        ](float("inf"))
+        self._send, self._receive = trio.open_memory_channel[_Request | tuple[_Guest, Wish]](
+            float("inf")
+        )
         self._config: VmConfig | None = None
         self._consoles: Scope[Consoles] | None = None
         self._machine: Scope[Machine] | None = None
@@ -141,9 +140,7 @@ class VmOwner:
         self._ended = False
         self._nursery: trio.Nursery | None = None
 
-    async def run(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve commands until one of them, or the guest, ends the VMM.
 
         Cancel: the VM is gone, with all it held, when this returns.
@@ -151,12 +148,19 @@ class VmOwner:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            while not self._ended:
-                request = await self._receive.receive()
-                if isinstance(request, _Request):
-                    await self._answer(request)
-                else:
-                    await self._grant(*request)
+            try:
+                while not self._ended:
+                    request = await self._receive.receive()
+                    if isinstance(request, _Request):
+                        await self._answer(request)
+                    else:
+                        await self._grant(*request)
+            finally:
+                # Bounded: the vCPUs and the consoles each have a deadline for their end. The
+                # machine goes first, so that its last words still reach the consoles.
+                with trio.CancelScope(shield=True):
+                    await self._leave_machine()
+                    await self._leave_consoles()
 
     async def submit(self, command: Command) -> None:
         """Have a command carried out, after those before it.
@@ -191,6 +195,7 @@ class VmOwner:
         return self._needed_machine().value.counters
 
     async def _answer(self, request: _Request) -> None:
+        request.error = InternalError("The command was not carried out to its end")
         try:
             await self._carry_out(request.command)
             request.error = None

@@ -59,6 +59,7 @@ async def enter(
 
     An error while entering is raised here. One that comes later, from what the context runs, goes
     to ``on_failure`` after everything in it has ended; the nursery lives on.
+    Cancel: while entering, the context is left again. Once entered it stays until ``leave``.
     """
     scope: Scope[T] = await nursery.start(_hold, context, on_failure)
     return scope
@@ -77,6 +78,10 @@ async def _hold(
             async with context as value:
                 task_status.started(Scope(value, cancel_scope, left))
                 entered = True
+                # Whoever entered it leaves it, in the right order with others, even when all is
+                # cancelled around them. Somebody cancelled while entering has no handle to do so.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                cancel_scope.shield = True
                 await trio.sleep_forever()
     except Exception as error:
         only = sole_cause(error)

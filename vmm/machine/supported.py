@@ -52,7 +52,7 @@ def _missing(config: VmConfig) -> Iterator[str]:
     if "console" in given and config.console.mode not in ("Off", "Null"):
         yield _sentence(f"console.mode {config.console.mode}", "--console")
     memory = config.memory
-    if any(part.hotplug_size for part in (memory, *(memory.zones or ()))):
+    if memory.hotplug_size or any(zone.hotplug_size for zone in memory.zones or ()):
         yield _sentence("memory.hotplug_size", "--memory hotplug_size=…")
     yield from _missing_platform(config)
     if config.payload is not None and config.payload.igvm is not None:

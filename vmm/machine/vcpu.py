@@ -58,9 +58,7 @@ class VcpuTask:
         self._sink = sink
         self._paused = trio.Event()
 
-    async def run(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the thread and serve its exits until cancelled.
 
         Cancel: the thread has ended and its resources are back when this returns.

@@ -1,9 +1,9 @@
 """A VM while it runs: everything it is made of, in one scope.
 
-    open_machine
-    ├─ KVM, memory, chipset, vCPUs        plain resources, released in reverse order
-    ├─ devices                            one task each; they end after the vCPUs do
-    └─ vCPUs                              one task each, one thread each
+open_machine
+├─ KVM, memory, chipset, vCPUs        plain resources, released in reverse order
+├─ devices                            one task each; they end after the vCPUs do
+└─ vCPUs                              one task each, one thread each
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class VirtualMachine:
             case ExitKind.RUN_ERROR:
                 self._fail(HostError(f"KVM_RUN on vCPU {vcpu}", exit_.value))
             case _:
-                self._fail(InternalError(f"vCPU {vcpu} cannot go on: {exit_.kind.name} {exit_.value:#x} {exit_.data}"))
+                reason = f"{exit_.kind.name} {exit_.value:#x} {[hex(word) for word in exit_.data]}"
+                self._fail(InternalError(f"vCPU {vcpu} cannot go on: {reason}"))
 
     def _fail(self, failure: HostError | InternalError) -> None:
         self._failure = self._failure or failure
@@ -159,8 +160,10 @@ async def open_machine(
         entry = firmware.write(memory, config, cpus, areas)
         vcpus = stack.enter_context(processors.create(vm, cpus, entry))
         machine = VirtualMachine(vm, memory, chipset, lifecycle)
-        tasks = [_vcpu_task(vcpu, index, machine, router, chipset, config.cpus)
-                 for index, vcpu in enumerate(vcpus)]
+        tasks = [
+            _vcpu_task(vcpu, index, machine, router, chipset, config.cpus)
+            for index, vcpu in enumerate(vcpus)
+        ]
         if config.cpus.core_scheduling == "Vm":
             host.create_core_scheduling_cookie(0)
         async with trio.open_nursery() as nursery:

@@ -23,7 +23,7 @@ class Reply:
     body: bytes
 
     @property
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401  whatever the server sent
         """The body as JSON. Raises: ValueError when it is none."""
         return json.loads(self.body)
 

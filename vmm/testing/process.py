@@ -103,7 +103,7 @@ class VmmProcess:
         reply = await self.api("PUT", name, body)
         assert reply.status in (200, 204), (name, reply.status, reply.body)
 
-    async def info(self) -> Any:
+    async def info(self) -> Any:  # noqa: ANN401  whatever the server sent
         """vm.info as JSON."""
         return (await self.api("GET", "vm.info")).json
 
@@ -119,6 +119,15 @@ class VmmProcess:
             assert reply.status == 200
             return
         raise AssertionError(f"No API after {seconds} s\n{self.transcript()}")
+
+    async def wait_for_state(self, state: str, seconds: float) -> None:
+        """Wait until vm.info shows a state. Raises: AssertionError when it does not in time."""
+        with trio.move_on_after(seconds):
+            while True:
+                if (await self.info())["state"] == state:
+                    return
+                await trio.sleep(0.05)  # The API has no call that waits for a state.
+        raise AssertionError(f"No state {state} within {seconds} s\n{self.transcript()}")
 
     def events(self) -> list[str]:
         """The names of the events so far, as ``source:event``."""
