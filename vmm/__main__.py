@@ -21,6 +21,8 @@ PRIVATE_UMASK = 0o077
 def main() -> int:
     """Run one VMM with the arguments of the command line and return its exit code."""
     os.umask(PRIVATE_UMASK)
+    # Spares pydantic a search through all installed packages for plug-ins that we have not.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     _guard_standard_streams()
     # A VM outlives the terminal it was started from; what it prints there is dropped then.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -62,8 +62,8 @@ class InternalError(VmmError):
 class HostError(VmmError):
     """The host refused an operation.
 
-    ``operation`` is the ioctl or system call, ``errno`` its error number, ``path`` the file if there
-    is one, ``hint`` what the user can do.
+    ``operation`` is the ioctl or system call, ``errno`` its error number, ``path`` the file if
+    there is one, ``hint`` what the user can do.
     """
 
     def __init__(

@@ -46,10 +46,10 @@ def _missing(config: VmConfig) -> Iterator[str]:
     for name, flag in SECTIONS.items():
         if getattr(config, name):
             yield _sentence(name, flag)
-    given = config.model_fields_set
-    if "rng" in given:
+    default = type(config)()
+    if config.rng != default.rng:
         yield _sentence("rng", "--rng")
-    if "console" in given and config.console.mode not in ("Off", "Null"):
+    if config.console != default.console and config.console.mode not in ("Off", "Null"):
         yield _sentence(f"console.mode {config.console.mode}", "--console")
     memory = config.memory
     if memory.hotplug_size or any(zone.hotplug_size for zone in memory.zones or ()):

@@ -9,6 +9,7 @@ open_machine
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import trio
 from vmm.acpi.ged import AcpiNotification
 from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
+from vmm.config.validation import settle, validate
 from vmm.errors import HostError, InternalError
 from vmm.kvm_cffi import ClockData, ExitKind, ExitRouter, Kvm, constants, host
 from vmm.machine import firmware, processors
@@ -137,9 +139,8 @@ async def open_machine(
 
     Raises: ConfigError (caller), HostError; nothing is left behind then.
     """
-    from vmm.config.vm import validate_config
-
-    validate_config(config)
+    validate(config, path_exists=os.path.exists)
+    config = settle(config)
     check_supported(config)
     with ExitStack() as stack:
         kvm = stack.enter_context(Kvm.open())
