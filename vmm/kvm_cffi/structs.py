@@ -110,7 +110,10 @@ class Sregs:
 
 @dataclass(slots=True)
 class Fpu:
-    """``struct kvm_fpu``: eight x87 registers of 16 bytes and sixteen XMM registers of 16 bytes."""
+    """``struct kvm_fpu``: eight x87 registers of 16 bytes and sixteen XMM registers of 16 bytes.
+
+    KVM moves ``mxcsr`` with the XSAVE area only; here it ignores it.
+    """
 
     fpr: bytes = bytes(128)
     fcw: int = 0x37F

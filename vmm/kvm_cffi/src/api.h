@@ -18,7 +18,7 @@ typedef struct vk_thread vk_thread;
 /* As the vCPU thread would: 1 = answered in C, 0 = for the loop. `value` is in and out. */
 int vk_mechanism_read(vk_mechanism *mechanism, uint64_t offset, uint32_t size, uint64_t *value);
 int vk_mechanism_write(vk_mechanism *mechanism, uint64_t offset, uint32_t size, uint64_t value);
-void vk_mechanism_free(vk_mechanism *mechanism);
+void vk_mechanism_free(void *mechanism);
 
 vk_mechanism *vk_constant_new(uint64_t value);
 vk_mechanism *vk_loop_new(void);

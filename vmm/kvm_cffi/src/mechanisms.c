@@ -23,7 +23,7 @@ int vk_mechanism_write(vk_mechanism *mechanism, uint64_t offset, uint32_t size, 
 }
 
 /* For mechanisms that are one block of memory; the others have their own. */
-void vk_mechanism_free(vk_mechanism *mechanism)
+void vk_mechanism_free(void *mechanism)
 {
     free(mechanism);
 }
