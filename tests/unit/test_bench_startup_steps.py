@@ -1,0 +1,49 @@
+"""The marks that are set on a program from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tools.bench.startup_steps import Marks
+
+
+class Program:
+    """Something with a call and a context to mark."""
+
+    def double(self, value: int) -> int:
+        return 2 * value
+
+    @contextmanager
+    def opened(self) -> Iterator[str]:
+        yield "open"
+
+
+def steps(marks: Marks) -> list[str]:
+    return [step for step, _ in marks.reached]
+
+
+def test_call_is_marked_when_it_has_returned() -> None:
+    marks, program = Marks(), Program()
+    marks.after(program, "double", "doubled")
+
+    assert program.double(4) == 8
+    assert steps(marks) == ["interpreter runs", "doubled"]
+
+
+def test_context_is_marked_when_it_is_entered() -> None:
+    marks, program = Marks(), Program()
+    marks.once_entered(program, "opened", "entered")
+
+    with program.opened() as value:
+        assert (value, steps(marks)[1:]) == ("open", ["entered"])
+    assert steps(marks)[1:] == ["entered"]
+
+
+def test_marks_are_in_the_order_of_the_clock() -> None:
+    marks = Marks()
+    marks.add("one")
+    marks.add("two")
+
+    times = [at for _, at in marks.reached]
+    assert times == sorted(times)

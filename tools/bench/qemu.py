@@ -1,0 +1,55 @@
+"""The reference VMM: QEMU's command lines, and its monitor protocol.
+
+Spec: QEMU Machine Protocol.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tools.bench.connection import Connection
+from tools.bench.guests import POWER_OFF_CODE, POWER_OFF_PORT
+
+PROGRAM = "qemu-system-x86_64"
+
+EXIT_CODE = POWER_OFF_CODE << 1 | 1
+"""How QEMU ends when a guest writes the power-off code to its debug exit device."""
+
+
+def command(*arguments: str, machine: str = "microvm") -> tuple[str, ...]:
+    """A QEMU with 512 MiB, one vCPU, the debug port on stdout and nothing that is not needed.
+
+    The feature that is turned off is one that some hosts' KVM reports and then refuses to set.
+    """
+    return (
+        PROGRAM,
+        *("-machine", f"{machine},accel=kvm"),
+        *("-cpu", "host,arch-capabilities=off"),
+        *("-m", "512"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-debugcon", "stdio"),
+        *("-device", f"isa-debug-exit,iobase={POWER_OFF_PORT:#x},iosize=1"),
+        *arguments,
+    )
+
+
+def with_monitor(socket: Path) -> tuple[str, ...]:
+    """The arguments that make QEMU serve its monitor on a unix socket."""
+    return ("-qmp", f"unix:{socket},server=on,wait=off")
+
+
+def greet(connection: Connection) -> None:
+    """Get past the monitor's greeting and agree on no capabilities."""
+    connection.line()
+    execute(connection, "qmp_capabilities")
+
+
+def execute(connection: Connection, name: str) -> None:
+    """Send one command and wait for its reply. Raises: BenchError when it is an error."""
+    connection.send(json.dumps({"execute": name}).encode() + b"\n")
+    while True:
+        reply = json.loads(connection.line())
+        if "event" not in reply:
+            connection.expect("return" in reply, f"answered {name} with {reply}")
+            return
