@@ -29,6 +29,8 @@ def create_app(service: Service) -> QuartTrio:
     """
     app = QuartTrio("vmm.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
+    # It could not end a send, which Hypercorn shields; a client that does not read harms itself.
+    app.config["RESPONSE_TIMEOUT"] = None
     app.url_map.merge_slashes = False
     for route in ROUTES:
         app.add_url_rule(

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from hypercorn.typing import (
         ASGIFramework,
         ASGIReceiveCallable,
+        ASGIReceiveEvent,
         ASGISendCallable,
         ASGISendEvent,
         Scope,
     )
 
 logger = logging.getLogger(__name__)
+
+BODY_REST_S = 5
+"""Seconds that a client has to end a body that nobody wants, before the answer is sent anyway."""
 
 
 class Connection:
@@ -34,11 +38,12 @@ class Connection:
     """
 
     def __init__(self, app: ASGIFramework, stream: trio.SocketStream) -> None:
-        self.is_answering = False
         self.socket = stream.socket
         self._app = app
         self._stream = stream
         self._scope = trio.CancelScope()
+        self._is_answering = False
+        self._is_ending = False
 
     async def run(self, config: Config, context: WorkerContext) -> None:
         """Serve the client until it leaves.
@@ -54,6 +59,12 @@ class Connection:
             # Whatever Hypercorn made of this client's bytes is between the two of them. Without
             # this, one malformed or badly timed request would end the VM.
             logger.warning("The connection to a client was cut", exc_info=errors)
+
+    def end(self) -> None:
+        """Close as soon as no request is being answered."""
+        self._is_ending = True
+        if not self._is_answering:
+            self.close()
 
     def close(self) -> None:
         """Close the socket now; this also ends a send that is shielded from cancellation."""
@@ -71,6 +82,8 @@ class Connection:
 
     async def send_all(self, data: bytes) -> None:
         """Write to the client."""
+        if not data:
+            return  # Hypercorn ends every answer with one of these.
         try:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -90,15 +103,17 @@ class Connection:
         call_soon: Callable[..., object],
     ) -> None:
         """Answer one request."""
-        self.is_answering = True
+        self._is_answering = True
         if scope["type"] == "http":
             scope["path"] = _without_authority(scope["path"])
-            if scope["http_version"] != "2":  # RFC 9113, 8.2: there, names are lower case.
-                send = _with_title_case(send)
+        # RFC 9113, 8.2: the names of HTTP/2 are lower case.
+        exchange = _Exchange(receive, send, is_titled=scope.get("http_version") != "2")
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, exchange.receive, exchange.send)
         finally:
-            self.is_answering = False
+            self._is_answering = False
+            if self._is_ending:
+                self.close()
 
 
 def _without_authority(path: str) -> str:
@@ -108,13 +123,34 @@ def _without_authority(path: str) -> str:
     return "/" + path.partition("://")[2].partition("/")[2]
 
 
-def _with_title_case(send: ASGISendCallable) -> ASGISendCallable:
-    """Spell header names as in ``Content-Length``, which some clients look for to the letter."""
+class _Exchange:
+    """One request and its answer, between Hypercorn and the application.
 
-    async def send_titled(event: ASGISendEvent) -> None:
+    An answer that is ready early waits for the rest of the body: clients that are still sending
+    when the connection closes report that, and not the answer.
+    """
+
+    def __init__(
+        self, receive: ASGIReceiveCallable, send: ASGISendCallable, *, is_titled: bool
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._is_titled = is_titled
+        self._body_read = trio.Event()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        event = await self._receive()
+        if event["type"] != "http.request" or not event["more_body"]:
+            self._body_read.set()
+        return event
+
+    async def send(self, event: ASGISendEvent) -> None:
         if event["type"] == "http.response.start":
-            headers = [(name.title(), value) for name, value in event["headers"]]
-            event = {**event, "headers": headers}
-        await send(event)
-
-    return send_titled
+            if not self._body_read.is_set():
+                with trio.move_on_after(BODY_REST_S):
+                    await self._body_read.wait()
+            if self._is_titled:
+                # Some clients look for "Content-Length: " to the letter.
+                headers = [(name.title(), value) for name, value in event["headers"]]
+                event = {**event, "headers": headers}
+        await self._send(event)

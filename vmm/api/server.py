@@ -38,18 +38,9 @@ async def serve(
     GRACE_S, as the one that asked for the end does; after that every connection is cut.
     """
     clients = _Clients(create_app(Service(owner, about)))
-    closing = trio.Event()
     async with trio.open_nursery() as nursery:
-        try:
-            tasks = await nursery.start(clients.run, closing)
-            task_status.started()
-            await trio.serve_listeners(
-                clients.serve,
-                [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
-                handler_nursery=tasks,
-            )
-        finally:
-            closing.set()
+        task_status.started()
+        await clients.run(nursery, listener)
 
 
 class _Clients:
@@ -60,21 +51,31 @@ class _Clients:
         self._config = _hypercorn_config()
         self._context = WorkerContext(max_requests=None)
         self._connections: set[Connection] = set()
+        self._closing = trio.Event()
 
-    async def run(self, closing: trio.Event, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
-        """Hold the tasks of all connections, shielded until ``closing`` and for GRACE_S more."""
+    async def run(self, outer: trio.Nursery, listener: socket.socket) -> None:
+        """Accept clients until ``outer`` is cancelled; hold their tasks for up to GRACE_S more."""
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as reaper:
                 async with trio.open_nursery() as tasks:
-                    task_status.started(tasks)
-                    await closing.wait()
-                    await self._context.terminated.set()
-                    self._close(only_idle=True)
+                    outer.start_soon(self._accept, listener, tasks)
+                    await self._closing.wait()
+                    for connection in self._connections:
+                        connection.end()
                     reaper.start_soon(self._cut_late, tasks.cancel_scope)
                 reaper.cancel_scope.cancel()
 
-    async def serve(self, stream: trio.SocketStream) -> None:
-        """Serve one client until it leaves."""
+    async def _accept(self, listener: socket.socket, tasks: trio.Nursery) -> None:
+        try:
+            await trio.serve_listeners(
+                self._serve,
+                [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
+                handler_nursery=tasks,
+            )
+        finally:
+            self._closing.set()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
         connection = Connection(self._app, stream)
         self._connections.add(connection)
         try:
@@ -84,13 +85,9 @@ class _Clients:
 
     async def _cut_late(self, tasks: trio.CancelScope) -> None:
         await trio.sleep(GRACE_S)
-        self._close(only_idle=False)
-        tasks.cancel()
-
-    def _close(self, *, only_idle: bool) -> None:
         for connection in self._connections:
-            if not (only_idle and connection.is_answering):
-                connection.close()
+            connection.close()
+        tasks.cancel()
 
 
 def _hypercorn_config() -> Config:

@@ -1,0 +1,289 @@
+"""Every route: the command it becomes, and the status of each way it can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.api_fixture import ABOUT, FakeOwner, serving
+from vmm.api.app import ROUTES
+from vmm.api.errors import BODY_LIMIT
+from vmm.api.routes import Route
+from vmm.config.vm import VmConfig
+from vmm.errors import (
+    ConfigError,
+    DuplicateError,
+    GuestError,
+    HostError,
+    InternalError,
+    NotCreatedError,
+    NotFoundError,
+    PeerError,
+    StateError,
+    UnsupportedError,
+    VmmError,
+)
+from vmm.machine import commands
+from vmm.machine.commands import Command
+
+CONFIG = b'{"payload": {"kernel": "/boot/vmlinuz"}}'
+COMMANDS: dict[str, Command] = {
+    "/vm.delete": commands.Delete(),
+    "/vm.boot": commands.Boot(),
+    "/vm.pause": commands.Pause(),
+    "/vm.resume": commands.Resume(),
+    "/vm.shutdown": commands.Shutdown(),
+    "/vm.reboot": commands.Reboot(),
+    "/vm.power-button": commands.PowerButton(),
+    "/vm.nmi": commands.Nmi(),
+    "/vmm.nmi": commands.Nmi(),
+    "/vmm.shutdown": commands.ShutdownVmm(),
+}
+DOCUMENTED_AND_ABSENT = {
+    "/vm.resize",
+    "/vm.resize-disk",
+    "/vm.resize-zone",
+    "/vm.add-device",
+    "/vm.add-disk",
+    "/vm.add-fs",
+    "/vm.add-generic-vhost-user",
+    "/vm.add-net",
+    "/vm.add-pmem",
+    "/vm.add-user-device",
+    "/vm.add-vdpa",
+    "/vm.add-vsock",
+    "/vm.remove-device",
+    "/vm.snapshot",
+    "/vm.restore",
+    "/vm.coredump",
+    "/vm.send-migration",
+    "/vm.receive-migration",
+}
+ABSENT = [route for route in ROUTES if route.errors == {UnsupportedError}]
+SERVED = [route for route in ROUTES if route not in ABSENT]
+STATUSES = {
+    ConfigError: 400,
+    DuplicateError: 409,
+    UnsupportedError: 501,
+    NotCreatedError: 404,
+    NotFoundError: 404,
+    StateError: 405,
+}
+DECLARED = [
+    pytest.param(route, kind, id=f"{route.path}-{kind.__name__}")
+    for route in SERVED
+    for kind in STATUSES
+    if kind in route.errors
+]
+SILENT_GUEST = GuestError("The guest broke its promise")
+NO_DEVICE = HostError("open", 2, path="/dev/kvm", hint="load the kvm module")
+
+
+def body_for(route: Route) -> bytes | None:
+    return None if route.model is None else CONFIG
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+async def test_route_without_body_gives_its_command_and_204(path: str, tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", path)
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert owner.commands == [COMMANDS[path]]
+
+
+async def test_create_gives_the_configuration_to_the_owner(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.create", CONFIG)
+
+    assert answer.status_code == 204
+    assert owner.commands == [commands.Create(VmConfig.model_validate(json.loads(CONFIG)))]
+
+
+async def test_ping_says_which_program_answers(tmp_path: Path) -> None:
+    async with serving(FakeOwner(), tmp_path) as api:
+        answer = await api.ask("GET", "/vmm.ping")
+
+    assert answer.status_code == 200
+    assert answer.json() == ABOUT.to_json()
+
+
+async def test_info_shows_what_the_owner_tells(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("GET", "/vm.info")
+
+    assert answer.status_code == 200
+    assert answer.json() == owner.info().to_json()
+
+
+async def test_counters_show_what_the_owner_counts(tmp_path: Path) -> None:
+    async with serving(FakeOwner(), tmp_path) as api:
+        answer = await api.ask("GET", "/vm.counters")
+
+    assert answer.status_code == 200
+    assert answer.json() == {"_disk0": {"read_bytes": 7}}
+
+
+@pytest.mark.parametrize(("route", "kind"), DECLARED)
+async def test_declared_error_gives_its_status_and_chain(
+    route: Route, kind: type[VmmError], tmp_path: Path
+) -> None:
+    error = kind("This is why")
+    error.__cause__ = OSError("and this below")
+    async with serving(FakeOwner(error), tmp_path) as api:
+        answer = await api.ask(route.method, route.path, body_for(route))
+
+    assert answer.status_code == STATUSES[kind]
+    assert answer.json() == ["Error from API", route.action, "This is why", "and this below"]
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+async def test_state_error_allows_no_method_meanwhile(tmp_path: Path) -> None:
+    async with serving(FakeOwner(StateError("VM is not running")), tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.pause")
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "")
+
+
+@pytest.mark.parametrize(
+    "error", [NO_DEVICE, SILENT_GUEST, PeerError("Gone"), InternalError("Ours")], ids=repr
+)
+@pytest.mark.parametrize("path", ["/vm.boot", "/vm.delete"])
+async def test_fault_of_nobody_who_asks_gives_500(
+    path: str, error: VmmError, tmp_path: Path
+) -> None:
+    async with serving(FakeOwner(error), tmp_path) as api:
+        answer = await api.ask("PUT", path)
+
+    assert answer.status_code == 500
+    assert answer.json()[2:] == [str(error)]
+
+
+async def test_undeclared_error_of_a_declared_kind_takes_the_status_of_its_kind(
+    tmp_path: Path,
+) -> None:
+    async with serving(FakeOwner(NotCreatedError("VM is not created")), tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.delete")
+
+    assert answer.status_code == 405
+
+
+async def test_undeclared_error_gives_500(tmp_path: Path) -> None:
+    async with serving(FakeOwner(ConfigError("No such value")), tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.pause")
+
+    assert answer.status_code == 500
+
+
+@pytest.mark.parametrize("route", ABSENT, ids=lambda route: route.path)
+@pytest.mark.parametrize("body", [None, b"{}"])
+async def test_absent_route_gives_501_and_its_name(
+    route: Route, body: bytes | None, tmp_path: Path
+) -> None:
+    async with serving(FakeOwner(), tmp_path) as api:
+        answer = await api.ask("PUT", route.path, body)
+
+    assert answer.status_code == 501
+    assert answer.json()[1] == route.action
+    assert route.path in answer.json()[2]
+
+
+def test_routes_are_the_documented_ones_and_the_nmi_of_real_clients() -> None:
+    looked_at = {route.path for route in ROUTES if route.method == "GET"}
+    asked_for = {route.path for route in ROUTES if route.method == "PUT"}
+
+    assert looked_at == {"/vmm.ping", "/vm.info", "/vm.counters"}
+    assert asked_for == {*COMMANDS, "/vm.create", *(route.path for route in ABSENT)}
+    assert {route.path for route in ABSENT} == DOCUMENTED_AND_ABSENT
+
+
+@pytest.mark.parametrize("route", SERVED, ids=lambda route: route.path)
+async def test_wrong_method_gives_405_and_the_right_one(route: Route, tmp_path: Path) -> None:
+    owner = FakeOwner()
+    wrong = "PUT" if route.method == "GET" else "GET"
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask(wrong, route.path)
+
+    assert answer.status_code == 405
+    assert route.method in answer.headers["Allow"]
+    assert answer.json()[0] == "Method Not Allowed"
+    assert owner.commands == []
+
+
+@pytest.mark.parametrize("path", ["/vm.nonsense", "/vm.boot/", "/", "", "//vm.boot", "/VM.BOOT"])
+async def test_unknown_route_gives_404(path: str, tmp_path: Path) -> None:
+    async with serving(FakeOwner(), tmp_path) as api:
+        answer = await api.ask("PUT", path)
+
+    assert (answer.status_code, answer.json()) == (404, ["Not Found"])
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        (b'{"payload":\n {"kernel" "x"}}', ["line 2 column 12"]),
+        (b"\xff\xfe", ["not valid JSON"]),
+        (b"[" * 100_000, ["not valid JSON"]),
+        (b"[]", ["the body"]),
+        (b'{"cpus": {"boot_vcpus": "two", "max_vcpus": 2}}', ["cpus.boot_vcpus", "two"]),
+        (b'{"cpus": {}}', ["cpus.boot_vcpus", "cpus.max_vcpus"]),
+    ],
+    ids=["malformed", "not UTF-8", "bottomless", "no object", "wrong type", "missing fields"],
+)
+async def test_create_with_a_bad_body_gives_400_and_the_place(
+    body: bytes, texts: list[str], tmp_path: Path
+) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.create", body)
+        after = await api.ask("GET", "/vmm.ping")
+
+    assert answer.status_code == 400
+    assert answer.json()[0] == "Failed to deserialize JSON"
+    assert all(text in " ".join(answer.json()) for text in texts), answer.json()
+    assert (owner.commands, after.status_code) == ([], 200)
+
+
+async def test_create_without_a_body_gives_400(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.create")
+
+    assert answer.status_code == 400
+    assert answer.json()[0] == "Bad Request"
+    assert owner.commands == []
+
+
+async def test_boot_with_a_body_gives_400(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.boot", b"{}")
+
+    assert answer.status_code == 400
+    assert answer.json() == ["Bad Request", "/vm.boot takes no body: send none"]
+    assert owner.commands == []
+
+
+async def test_create_with_the_largest_body_is_served(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.create", CONFIG.ljust(BODY_LIMIT))
+
+    assert answer.status_code == 204
+    assert len(owner.commands) == 1
+
+
+async def test_create_with_a_body_too_large_gives_413_and_the_limit(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.create", CONFIG.ljust(BODY_LIMIT + 1))
+        after = await api.ask("GET", "/vmm.ping")
+
+    assert answer.status_code == 413
+    assert str(BODY_LIMIT) in answer.json()[1]
+    assert (owner.commands, after.status_code) == ([], 200)
