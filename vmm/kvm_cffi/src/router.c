@@ -53,10 +53,10 @@ vk_router *vk_router_new(void)
     return router;
 }
 
-/* No reader is left when this is called. */
+/* No reader is left when this is called. Downwards: a binding is freed at its lowest port, seen last. */
 void vk_router_free(vk_router *router)
 {
-    for (uint32_t port = 0; port < PORTS; port++) {
+    for (uint32_t port = PORTS; port-- > 0;) {
         struct binding *binding = atomic_load_explicit(&router->ports[port], memory_order_relaxed);
         if (binding != NULL && binding->base == port)
             free(binding);
