@@ -1,12 +1,12 @@
-"""The command line of the nested host: `python -m tools.nested_host`."""
+"""Run commands in a nested host: a stock Debian machine with KVM, emulated where there is none."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,14 +15,17 @@ import trio
 from tools.images.cache import ImageError, cache_dir
 from tools.nested_host.errors import NestedHostError
 from tools.nested_host.host import NestedHost
+from tools.nested_host.instance import Instance, instances
 from tools.nested_host.launch import build
 from tools.nested_host.machine import Machine
 from tools.nested_host.shares import Shares
+from tools.nested_host.standing import attached, bring_down, bring_up, refresh, serve_instance
 from tools.nested_host.terminal import run_attached
 
 FAILED: Final = 125  # ours, as no exit code of a command
 INTERRUPTED: Final = 130
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
+DEFAULT_NAME: Final = "default"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,14 +54,42 @@ def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     top = argparse.ArgumentParser(prog="python -m tools.nested_host", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    making = commands.add_parser("build", help="make the saved state, if there is none that fits")
+
+    def add(
+        name: str, serve: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(serve=serve)
+        return command
+
+    making = add("build", serve_build, "make the saved state, if there is none that fits")
     making.add_argument("--again", action="store_true", help="make it even if there is one")
-    making.set_defaults(serve=serve_build)
-    running = commands.add_parser("run", help="restore a host, run a command in it, power it off")
-    add_command(running)
+    running = add("run", serve_run, "restore a host, run a command in it, power it off")
     add_results(running)
-    running.set_defaults(serve=serve_run)
+    add_command(running)
+    starting = add("up", serve_up, "restore a host that stays up")
+    add_name(starting)
+    add_results(starting)
+    executing = add("exec", serve_exec, "run a command in a host that is up")
+    add_name(executing)
+    add_command(executing)
+    shell = add("shell", serve_shell, "open a shell in a host that is up")
+    add_name(shell)
+    freshening = add("refresh", serve_refresh, "make a host that is up see this one's newer files")
+    add_name(freshening)
+    stopping = add("down", serve_down, "power off a host that is up")
+    add_name(stopping)
+    add("status", serve_status, "list the hosts, and say whether a saved state is there")
+    serving = commands.add_parser("serve")  # what `up` starts; not for the user
+    serving.set_defaults(serve=serve_serve)
+    add_name(serving)
+    serving.add_argument("--ready-fd", type=int, required=True)
     return top
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Add which host is meant."""
+    parser.add_argument("--name", type=Instance, default=Instance(DEFAULT_NAME), dest="instance")
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -85,15 +116,37 @@ def shares_of(options: argparse.Namespace) -> Shares:
     return Shares(CHECKOUT, results)
 
 
-def command_of(options: argparse.Namespace) -> tuple[list[str], Path, dict[str, str]]:
-    """Return the command to run, its directory and its environment."""
+def run_trio(serve: Callable[[], Awaitable[int]]) -> int:
+    """Run a task that SIGTERM and SIGHUP end in good order."""
+
+    async def guarded() -> int:
+        code = FAILED
+        async with trio.open_nursery() as nursery:
+
+            async def stop_on_signal() -> None:
+                nonlocal code
+                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+                    async for number in signals:
+                        code = 128 + number
+                        nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop_on_signal)
+            code = await serve()
+            nursery.cancel_scope.cancel()
+        return code
+
+    return trio.run(guarded)
+
+
+async def run_command(host: NestedHost, options: argparse.Namespace) -> int:
+    """Run the command of the command line with our streams."""
     argv = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not argv:
         raise NestedHostError("No command is given; add one after '--'.")
     here = Path.cwd()
     cwd = options.cwd or (here if here.is_relative_to(CHECKOUT) else CHECKOUT)
-    pairs = [pair.partition("=") for pair in options.env]
-    return argv, cwd, {name: value for name, _, value in pairs}
+    env = {name: value for name, _, value in (pair.partition("=") for pair in options.env)}
+    return await run_attached(host, argv, cwd, env, wants_terminal=options.terminal)
 
 
 def serve_build(options: argparse.Namespace) -> int:
@@ -104,12 +157,66 @@ def serve_build(options: argparse.Namespace) -> int:
 
 def serve_run(options: argparse.Namespace) -> int:
     """Restore, run, power off."""
-    return trio.run(run_once, build(), options)
+    built = build()
+
+    async def run_once() -> int:
+        with tempfile.TemporaryDirectory(prefix="nested-host-") as run_dir:
+            async with NestedHost.restore(built, shares_of(options), Path(run_dir)) as host:
+                return await run_command(host, options)
+
+    return run_trio(run_once)
 
 
-async def run_once(built: Machine, options: argparse.Namespace) -> int:
-    """Restore a host of our own for one command."""
-    argv, cwd, env = command_of(options)
-    with tempfile.TemporaryDirectory(prefix="nested-host-") as run_dir:
-        async with NestedHost.restore(built, shares_of(options), Path(run_dir)) as host:
-            return await run_attached(host, argv, cwd, env, wants_terminal=options.terminal)
+def serve_up(options: argparse.Namespace) -> int:
+    """Start a process that owns a host, and return when it takes commands."""
+    build()
+    bring_up(options.instance, shares_of(options))
+    return 0
+
+
+def serve_serve(options: argparse.Namespace) -> int:
+    """Be that process."""
+    built: Machine = build()
+    return run_trio(lambda: serve_instance(built, options.instance, options.ready_fd))
+
+
+def serve_exec(options: argparse.Namespace) -> int:
+    """Run a command in a host that is up."""
+
+    async def execute() -> int:
+        async with attached(options.instance) as host:
+            return await run_command(host, options)
+
+    return run_trio(execute)
+
+
+def serve_shell(options: argparse.Namespace) -> int:
+    """Run a shell on a terminal."""
+    options.env, options.cwd, options.terminal = [], None, True
+    options.command = ["bash", "-i"]
+    return serve_exec(options)
+
+
+def serve_refresh(options: argparse.Namespace) -> int:
+    """Drop what a host has cached of this one's files."""
+
+    async def drop() -> int:
+        async with attached(options.instance) as host:
+            return await refresh(host, options.instance)
+
+    return run_trio(drop)
+
+
+def serve_down(options: argparse.Namespace) -> int:
+    """Power a host off and wait until it is gone."""
+    return run_trio(lambda: bring_down(options.instance))
+
+
+def serve_status(_: argparse.Namespace) -> int:
+    """Say what there is."""
+    states = list((cache_dir() / "nested-host" / "states").glob("*/state"))
+    print(f"saved states: {len(states)}")
+    for instance in instances():
+        state = "up" if instance.is_up() else "down"
+        print(f"{instance.name}: {state}, logs in {instance.run_dir}")
+    return 0

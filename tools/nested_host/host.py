@@ -50,6 +50,8 @@ class NestedHost:
         """
         async with restored(built, shares, run_dir) as launched:
             yield cls(launched.session, shares)
+            if launched.session.closed.is_set():
+                return
             with trio.move_on_after(POWER_OFF_S):
                 await launched.session.send(encode(Frame(SESSION, Kind.POWER_OFF)))
                 await launched.process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -24,6 +25,7 @@ from tools.nested_host.shares import TAG, Shares, compiled_checkout, virtiofsd
 
 BOOT_DEADLINE_S: Final = 300
 RESTORE_DEADLINE_S: Final = 60
+KEPT_VERSIONS: Final = 3
 QEMU_LOG: Final = "qemu.log"
 
 
@@ -45,12 +47,21 @@ def build(*, again: bool = False) -> Machine:
     folder = built.state_file.parent
     with exclusive("nested-host-state"):
         if again and folder.exists():
-            built.state_file.unlink(missing_ok=True)
-            folder.rmdir()
+            shutil.rmtree(folder)
         if not folder.exists():
             print("nested host: booting it to save its state …", file=sys.stderr, flush=True)
             make_tree(folder, lambda path: trio.run(save_state, built, path))
+            forget_older(folder)
+            forget_older(built.image.image.parent)
     return built
+
+
+def forget_older(newest: Path) -> None:
+    """Remove what older versions left beside a folder, but for the last few, still in use."""
+    folders = sorted(newest.parent.glob("[!.]*"), key=lambda path: path.stat().st_mtime)
+    for folder in folders[:-KEPT_VERSIONS]:
+        if folder != newest:
+            shutil.rmtree(folder)
 
 
 async def save_state(built: Machine, folder: Path) -> None:

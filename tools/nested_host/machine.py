@@ -59,7 +59,8 @@ class Machine:
         return [
             str(self.qemu.binary), *self.arguments(),
             "-chardev", f"socket,id=agent,fd={agent_fd}",
-            "-chardev", f"socket,id=monitor,fd={monitor_fd}", "-mon", "chardev=monitor,mode=control",
+            "-chardev", f"socket,id=monitor,fd={monitor_fd}",
+            "-mon", "chardev=monitor,mode=control",
             "-serial", f"file:{serial_log}",
         ]  # fmt: skip
 

@@ -24,7 +24,7 @@ class Monitor:
         await self._receive()
         await self.execute("qmp_capabilities")
 
-    async def execute(self, command: str, **arguments: object) -> Any:
+    async def execute(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
         """Run one command and return its result. Raises NestedHostError: QEMU refused it."""
         message = {"execute": command, "arguments": arguments}
         await self._stream.send_all(json.dumps(message).encode() + b"\n")
@@ -65,7 +65,7 @@ class Monitor:
                 reason = (await self.execute("query-migrate")).get("error-desc", "no reason given")
                 raise NestedHostError(f"QEMU failed at {doing} the state: {reason}")
 
-    async def _receive(self) -> Any:
+    async def _receive(self) -> Any:  # noqa: ANN401 - JSON
         while b"\n" not in self._buffer:
             data = await self._stream.receive_some(CHUNK_BYTES)
             if not data:

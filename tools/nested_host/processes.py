@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -62,19 +63,18 @@ async def owned_process(
     # setpriv ties the child to the thread that starts it, so it is started from this one.
     tied = ["setpriv", "--pdeathsig", "KILL", *command]
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    if not (command[0].startswith("/") and not os.path.exists(command[0])):
-        with log.open("wb") as output:
-            popen = subprocess.Popen(  # noqa: ASYNC220
-                tied,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=pass_fds,
-                env={**os.environ, **(environment or {}), "PATH": path},
-                start_new_session=True,  # a Ctrl-C of the terminal is for us to handle, in order
-            )
-    else:
+    if shutil.which(command[0], path=path) is None:
         raise NestedHostError(f"{command[0]} is not there; apt-get install {package}.")
+    with log.open("wb") as output:
+        popen = subprocess.Popen(  # noqa: ASYNC220 - it must be this thread's child
+            tied,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=pass_fds,
+            env={**os.environ, **(environment or {}), "PATH": path},
+            start_new_session=True,  # a Ctrl-C of the terminal is for us to handle, in order
+        )
     process = OwnedProcess(popen)
     try:
         yield process

@@ -28,13 +28,15 @@ from tools.nested_host.initramfs import write_initramfs
 
 PACKAGES: Final = (
     "acpica-tools", "bash", "busybox-static", "coreutils", "dash", "e2fsprogs", "findutils",
-    "grep", "hostname", "iproute2", "iputils-ping", "kmod", "libc-bin", "login", "mount", "ncat", "passwd",
-    "pciutils", "procps", "python3", "qemu-system-x86", "qemu-utils", "sed", "strace", "swtpm",
-    "util-linux",
+    "grep", "hostname", "iproute2", "iputils-ping", "kmod", "libc-bin", "login", "mount", "ncat",
+    "passwd", "pciutils", "procps", "python3", "qemu-system-x86", "qemu-utils", "sed", "strace",
+    "swtpm", "util-linux",
 )  # fmt: skip
 EXCLUDED: Final = ("doc", "info", "locale", "man", "perl", "iso-codes", "xml")
 # Tools of the developer, which no command inside needs.
-LEFT_OUT: Final = frozenset({"ast-serialize", "librt", "mypy", "pip", "ruff", "setuptools", "wheel"})
+LEFT_OUT: Final = frozenset(
+    {"ast-serialize", "librt", "mypy", "pip", "ruff", "setuptools", "wheel"}
+)
 PROJECT: Final = "trio-vmm"
 INSIDE: Final = Path(__file__).parent / "inside"
 IMAGE_BYTES: Final = 2 << 30
@@ -98,7 +100,8 @@ def fill_image(
         root = Path(scratch) / "root"
         root.mkdir(mode=0o755)
         # As the user who runs this: every file becomes root's when the file system is made.
-        run("tar", "-xf", str(debian_archive()), "-C", str(root), "--no-same-owner", "--exclude=./dev/*")
+        command = ("tar", "-xf", str(debian_archive()), "-C", str(root))
+        run(*command, "--no-same-owner", "--exclude=./dev/*")
         install_python_packages(root, distributions)
         install_inside(root, kernel)
         make_file_system(root, folder / "root.ext4")
@@ -106,7 +109,7 @@ def fill_image(
 
 
 def debian_archive() -> Path:
-    """Return a tar archive of the Debian packages and all they depend on; nothing of them is run."""
+    """Return an archive of the Debian packages and all they depend on; nothing of them ran."""
     name = hashlib.sha256(repr((PACKAGES, EXCLUDED)).encode()).hexdigest()[:16]
     return make_file(cache_dir() / "nested-host" / "debian" / f"{name}.tar", unpack_debian)
 

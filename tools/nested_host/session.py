@@ -56,7 +56,7 @@ class RemoteCommand:
 
 
 class Session:
-    """The host's end of the stream. Enter it with `open_session`."""
+    """The host's end of the stream, made by `open_session`; `closed` is set when it ends."""
 
     def __init__(self, stream: trio.abc.Stream, run_dir: Path) -> None:
         self._stream = stream
@@ -65,15 +65,15 @@ class Session:
         self._channels = itertools.count(SESSION + 1)
         self._commands: dict[int, trio.MemorySendChannel[Frame]] = {}
         self._events, self._received_events = trio.open_memory_channel[Frame](math.inf)
-        self._is_closed = False
+        self.closed = trio.Event()
 
     async def send(self, data: bytes) -> None:
         """Send encoded frames."""
-        if self._is_closed:
+        if self.closed.is_set():
             raise self.died()
         await self._outgoing.send(data)
 
-    async def expect(self, kind: Kind) -> Any:
+    async def expect(self, kind: Kind) -> Any:  # noqa: ANN401 - JSON
         """Wait for a frame about the session itself; returns its JSON payload, or None.
 
         Raises: NestedHostError: the agent refused (host); NestedHostDied: the stream ended.
@@ -104,7 +104,7 @@ class Session:
             await self.send(encode_json(channel, Kind.RUN, request))
             yield RemoteCommand(self, channel, receive)
         finally:
-            if self._commands.pop(channel, None) is not None and not self._is_closed:
+            if self._commands.pop(channel, None) is not None and not self.closed.is_set():
                 with trio.move_on_after(1, shield=True):
                     await self._outgoing.send(encode_json(channel, Kind.SIGNAL, 9))
 
@@ -114,18 +114,18 @@ class Session:
             async for data in self._to_send:
                 await self._stream.send_all(data)
         except trio.BrokenResourceError:
-            self._is_closed = True
+            self.closed.set()
 
     async def read_frames(self) -> None:
         """Carry frames from the stream to whom they concern; a task of the session."""
         decoder = FrameDecoder()
         try:
             while data := await self._stream.receive_some(CHUNK_BYTES):
-                for frame in decoder.feed(data):
+                for frame in decoder.feed(bytes(data)):
                     self._dispatch(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
-        self._is_closed = True
+        self.closed.set()
         self._events.close()
         for send in self._commands.values():
             send.close()

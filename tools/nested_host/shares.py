@@ -53,7 +53,8 @@ class Shares:
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(self.checkout),
             "PYTHONPYCACHEPREFIX": PYCACHE,
-            "TRIO_VMM_HOST": "nested",
+            "TRIO_VMM_HOST": "direct",  # inside, the KVM that is there is the one to use
+            "TRIO_VMM_INSIDE_NESTED_HOST": "1",
             "TRIO_VMM_CACHE": str(self.cache),
             "TRIO_VMM_RESULTS": str(self.results),
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import marshal
 import os
 import signal
@@ -76,8 +75,7 @@ class Agent:
         if frame.kind is Kind.MOUNT:
             nursery.start_soon(self._mount, frame)
         elif frame.kind is Kind.POWER_OFF:
-            os.sync()
-            Path("/proc/sysrq-trigger").write_text("o")
+            power_off()
         elif frame.kind is Kind.RUN:
             command = RunningCommand(frame.channel, frame.json(), self._send.clone())
             self._running[frame.channel] = command
@@ -188,6 +186,11 @@ class RunningCommand:
                 if not data:
                     return
                 await self._send.send(encode(Frame(self.channel, kind, data)))
+
+
+def power_off() -> None:
+    """Turn the machine off; nothing of it is worth keeping."""
+    Path("/proc/sysrq-trigger").write_text("o")
 
 
 def set_window_size(terminal: int, window: list[int]) -> None:

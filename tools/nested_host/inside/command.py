@@ -23,7 +23,9 @@ from typing import Final, NamedTuple
 WARM: Final = "/opt/venv/bin/python"
 COLD: Final = "/opt/venv/bin/python3.11"
 NAMESPACES: Final = {"net": 0x40000000, "mnt": 0x00020000, "uts": 0x04000000, "ipc": 0x08000000}
-LIMITS: Final = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+LIMITS: Final = tuple(
+    getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")
+)
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,19 @@ def exec_command(command: Command) -> None:
 
 def open_streams(is_unbuffered: bool) -> None:
     """Give Python its standard streams as at start-up: line buffered on a terminal."""
-    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        stream: io.TextIOWrapper | None
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
-            stream = open(fd, mode, encoding="utf-8", closefd=False)
-        except OSError:
+            raw = io.FileIO(fd, "r" if fd == 0 else "w", closefd=False)
+        except OSError:  # the command has no such stream
             stream = None
         else:
-            if mode == "w":
-                stream.reconfigure(
-                    line_buffering=name == "stderr" or os.isatty(fd),
-                    write_through=is_unbuffered,
-                    errors="backslashreplace" if name == "stderr" else "strict",
-                )
+            stream = io.TextIOWrapper(
+                io.BufferedReader(raw) if fd == 0 else io.BufferedWriter(raw),
+                encoding="utf-8",
+                errors="backslashreplace" if fd == 2 else "strict",
+                line_buffering=fd == 2 or raw.isatty(),
+                write_through=is_unbuffered,
+            )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 

@@ -42,7 +42,7 @@ class Frame(NamedTuple):
     kind: Kind
     payload: bytes = b""
 
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401 - JSON is whatever it is
         """Return the payload as the JSON value it is."""
         return json.loads(self.payload)
 
@@ -68,7 +68,7 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take bytes and return the frames they complete. Raises ProtocolError: the peer's fault."""
+        """Take bytes and return the frames they complete. Raises ProtocolError: the peer's."""
         self._buffer += data
         frames = []
         while len(self._buffer) >= HEADER.size:

@@ -1,5 +1,5 @@
 #!/usr/bin/python3.11 -IS
-"""`python` inside the nested host: asks the warm interpreter for a fork that takes this one's place.
+"""`python` inside the nested host: asks the warm interpreter for a fork to take its place.
 
 Imports only modules built into the interpreter: under emulation each further import is felt. The
 arguments, directory, environment and every inheritable descriptor go to the fork; signals that
@@ -7,20 +7,21 @@ arrive here are passed on; its end is this process's end. Whoever is not root, o
 interpreter, gets an ordinary one.
 """
 
-import marshal
-import sys
+from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # as `signal` without its enums, which take time
 import _socket
+import marshal
 import posix
 import select
+import sys
 
 COLD = "/opt/venv/bin/python3.11"
-WARM_SOCKET = "/run/nested/warm.sock"
+WARM_SOCKETS = ("/run/nested/project.sock", "/run/nested/warm.sock")  # the warmest first
 FORWARDED = (1, 2, 3, 10, 12, 14, 15, 18, 28)  # HUP INT QUIT USR1 USR2 ALRM TERM CONT WINCH
 
 
-def inheritable_fds():
+def inheritable_fds() -> list[int]:
     """List the descriptors that an exec would have kept."""
     kept = []
     for name in posix.listdir("/proc/self/fd"):
@@ -32,18 +33,20 @@ def inheritable_fds():
     return kept
 
 
-def connect():
+def connect() -> _socket.socket | None:
     """Return a connection to the warm interpreter, or None when there is none to be had."""
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    try:
-        connection.connect(WARM_SOCKET)
-    except OSError:
-        connection.close()
-        return None
-    return connection
+    for path in WARM_SOCKETS:
+        connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            connection.connect(path)
+        except OSError:
+            connection.close()
+        else:
+            return connection
+    return None
 
 
-def main():
+def main() -> None:
     """Hand this process's command over, and end as it ends."""
     arguments = [COLD, *sys.argv[1:]]
     fds = inheritable_fds()
@@ -53,7 +56,8 @@ def main():
     environment = {k.decode("utf-8", "surrogateescape"): v.decode("utf-8", "surrogateescape")
                    for k, v in posix.environ.items()}  # fmt: skip
     umask = posix.umask(0)
-    request = marshal.dumps((arguments, posix.getcwd(), environment, fds, umask, posix.getpid()))
+    pid, is_terminal = posix.getpid(), False  # a terminal of ours stays ours
+    request = marshal.dumps((arguments, posix.getcwd(), environment, fds, umask, pid, is_terminal))
     header = len(request).to_bytes(4, "big")
     passed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
     connection.sendmsg([header], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, passed)])

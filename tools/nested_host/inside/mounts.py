@@ -37,9 +37,7 @@ class UeventSocket:
 async def apply_mounts(mounts: list[dict[str, Any]], uevents: UeventSocket) -> None:
     """Make the mounts in order; a virtiofs device that is not there yet is waited for."""
     for entry in mounts:
-        Path(entry["target"]).mkdir(parents=True, exist_ok=True)
-        for directory in entry.get("directories", ()):
-            Path(directory).mkdir(parents=True, exist_ok=True)
+        make_directories(entry)
         while True:
             code = mount(entry)
             if code == 0:
@@ -48,6 +46,12 @@ async def apply_mounts(mounts: list[dict[str, Any]], uevents: UeventSocket) -> N
             if entry["type"] != "virtiofs" or code not in (errno.EINVAL, errno.ENOENT):
                 raise MountError(f"{entry['target']} was not mounted: {os.strerror(code)}.")
             await uevents.wait()
+
+
+def make_directories(entry: dict[str, Any]) -> None:
+    """Make the place to mount on, and whatever else the mount needs."""
+    for directory in (entry["target"], *entry.get("directories", ())):
+        Path(directory).mkdir(parents=True, exist_ok=True)
 
 
 def mount(entry: dict[str, Any]) -> int:

@@ -13,7 +13,6 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 from dataclasses import dataclass
 from typing import Final
@@ -22,23 +21,26 @@ from .command import Command, become, run
 
 WARM_SOCKET: Final = "/run/nested/warm.sock"
 IMPORTS: Final = (
-    "argparse", "cffi", "ctypes", "httpx", "hypercorn.config", "hypercorn.trio", "pydantic",
-    "pytest", "quart_trio", "runpy", "trio", "trio.testing", "yaml",
+    "_hypothesis_pytestplugin",
+    "_hypothesis_pytestplugin", "argparse", "cffi", "ctypes", "httpx", "hypercorn.config",
+    "hypercorn.trio", "hypothesis", "pydantic", "pytest", "pytest_trio.plugin", "quart_trio",
+    "runpy", "trio", "trio.testing", "yaml",
 )  # fmt: skip
-# pytest refuses to rewrite the assertions of plug-ins that are imported already, and warns. This
-# mark in a module's docstring is how it is told that none is wanted.
-PYTEST_PLUGINS: Final = ("hypothesis", "_hypothesis_pytestplugin", "pytest_trio", "anyio")
+# pytest cannot rewrite the assertions of plug-ins that are imported already, and warns of each;
+# this mark in a module's docstring is how it is told that none is wanted.
+PYTEST_PLUGINS: Final = ("hypothesis", "pytest_trio", "_hypothesis", "anyio")
 NO_REWRITE: Final = "PYTEST_DONT_REWRITE"
 MAX_FDS: Final = 253
 
 
 def import_all() -> None:
     """Import what makes a command slow to start; a module that is not installed is passed over."""
-    for name in IMPORTS + PYTEST_PLUGINS:
+    for name in IMPORTS:
         with contextlib.suppress(ImportError):
-            module = __import__(name)
-            if name in PYTEST_PLUGINS:
-                module.__doc__ = f"{module.__doc__ or ''}\n{NO_REWRITE}"
+            __import__(name)
+    for name, module in sys.modules.items():
+        if "." not in name and name.startswith(PYTEST_PLUGINS):
+            module.__doc__ = f"{module.__doc__ or ''}\n{NO_REWRITE}"
 
 
 @dataclass
@@ -135,21 +137,21 @@ class WarmServer:
 
 
 def receive_command(connection: socket.socket) -> Command:
-    """Read a request and the descriptors that come with it."""
-    size = struct.calcsize("i")
-    header, ancillary, _, _ = connection.recvmsg(4, socket.CMSG_SPACE(MAX_FDS * size))
-    received: list[int] = []
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            received += struct.unpack(f"{len(data) // size}i", data[: len(data) // size * size])
-    remaining = int.from_bytes(header, "big")
-    request = b""
-    while len(request) < remaining:
-        piece = connection.recv(remaining - len(request))
-        if not piece:
-            raise EOFError("the client went away")
-        request += piece
-    argv, cwd, environment, fds, umask, pid, is_terminal = marshal.loads(request)
+    """Read a request and the descriptors that come with it. Raises ValueError, EOFError: its."""
+    header, received, _, _ = socket.recv_fds(connection, 4, MAX_FDS)
+    try:
+        remaining = int.from_bytes(header, "big")
+        request = b""
+        while len(request) < remaining:
+            piece = connection.recv(remaining - len(request))
+            if not piece:
+                raise EOFError("the client went away")
+            request += piece
+        argv, cwd, environment, fds, umask, pid, is_terminal = marshal.loads(request)
+    except (OSError, EOFError, ValueError):
+        for fd in received:
+            os.close(fd)
+        raise
     return Command(argv, cwd, environment, fds, received, umask, pid, is_terminal)
 
 

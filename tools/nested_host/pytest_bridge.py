@@ -1,0 +1,122 @@
+"""pytest: run the tests marked `guest` in the nested host where this machine's KVM cannot.
+
+A conftest.py takes part with `from tools.nested_host.pytest_bridge import pytest_configure`. The
+tests are collected here as ever; one pytest in the nested host runs them all, and its reports are
+replayed here as they come, so that each test has its own line, duration and output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+from tools.nested_host.inner_pytest import InnerPytest, InnerPytestDied
+from tools.nested_host.probe import kvm_runs_linux
+
+PLUGIN: Final = "nested-host-bridge"
+MARKER: Final = "guest"
+MAX_DEATHS: Final = 3  # of the nested host, in one session
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take part in a session, once, if its guests cannot run on this machine itself."""
+    if config.pluginmanager.has_plugin(PLUGIN):
+        return
+    answer = kvm_runs_linux()
+    if not answer.runs:
+        config.pluginmanager.register(GuestBridge(config, answer.reason), PLUGIN)
+
+
+class GuestBridge:
+    """Replays the tests that run in the nested host."""
+
+    def __init__(self, config: pytest.Config, reason: str) -> None:
+        self._config = config
+        self._reason = reason
+        self._inner: InnerPytest | None = None
+        self._broken: str | None = None  # why no test can run at all
+        self._replayed = 0
+        self._deaths: list[str] = []  # the test each death of the nested host was met in
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        """Replay a guest test instead of running it."""
+        if item.get_closest_marker(MARKER) is None:
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self._reports_of(item):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        self._replayed += 1
+        return True
+
+    def _reports_of(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        """Wait for the reports of a test; if the host dies it is restored, and asked again."""
+        for _ in range(2):
+            if self._broken is not None:
+                yield failure(item, self._broken)
+                return
+            if len(self._deaths) >= MAX_DEATHS:
+                break
+            if self._inner is None:
+                self._inner = InnerPytest(self._config, remaining_guest_items(item))
+            try:
+                reports = [self._restore(data) for data in self._inner.reports_of(item.nodeid)]
+            except InnerPytestDied as death:
+                self._stop()
+                if not death.has_reported:
+                    self._broken = str(death)
+                if not death.is_host:
+                    yield failure(item, str(death))
+                    return
+                self._deaths.append(item.nodeid)
+                said = str(death)
+            else:
+                yield from reports
+                return
+        else:
+            yield failure(item, f"The nested host died under this test twice.\n{said}")
+            return
+        yield failure(item, f"The nested host died {MAX_DEATHS} times; no more tests are tried.")
+
+    def _restore(self, data: dict[str, Any]) -> pytest.TestReport:
+        report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+        assert isinstance(report, pytest.TestReport)
+        return report
+
+    def _stop(self) -> None:
+        if self._inner is not None:
+            self._inner.stop()
+            self._inner = None
+
+    def pytest_sessionfinish(self) -> None:
+        """End the nested host, however the session ended."""
+        self._stop()
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what ran where, and what had to be tried again."""
+        if self._replayed:
+            terminalreporter.write_line(
+                f"{self._replayed} guest tests ran in the nested host, because {self._reason}"
+            )
+        for nodeid in self._deaths:
+            terminalreporter.write_line(f"the nested host died during {nodeid}", yellow=True)
+
+
+def remaining_guest_items(item: pytest.Item) -> list[str]:
+    """List the node ids of the guest tests from this one on, in order."""
+    items = item.session.items
+    return [
+        other.nodeid
+        for other in items[items.index(item) :]
+        if other.get_closest_marker(MARKER) is not None
+    ]
+
+
+def failure(item: pytest.Item, text: str) -> pytest.TestReport:
+    """Return the report of a test that could not be run."""
+    return pytest.TestReport(
+        item.nodeid, item.location, dict.fromkeys(item.keywords, 1), "failed", text, "call"
+    )
