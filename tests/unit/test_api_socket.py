@@ -149,6 +149,7 @@ def test_inherited_descriptor_is_served_and_its_path_left(path: str) -> None:
         made_elsewhere.bind(path)
         made_elsewhere.listen()
         fd = os.dup(made_elsewhere.fileno())
+        os.set_inheritable(fd, True)
         with open_api_socket(fd) as listener:
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(path)
