@@ -21,8 +21,13 @@ def has_oops(run_dir: Path) -> bool:
 
 
 def tail(run_dir: Path) -> str:
-    """Return the last lines of the log."""
+    """Return the last lines of the log; of a broken kernel, the first of its complaint."""
     path = run_dir / LOG_NAME
-    text = path.read_text(errors="replace") if path.exists() else ""
-    lines = text.splitlines()[-TAIL_LINES:]
+    data = path.read_bytes() if path.exists() else b""
+    broken = _OOPS.search(data)
+    if broken is None:
+        lines = data.decode(errors="replace").splitlines()[-TAIL_LINES:]
+    else:
+        start = data.rfind(b"\n", 0, broken.start()) + 1
+        lines = data[start:].decode(errors="replace").splitlines()[:TAIL_LINES]
     return "\n".join(lines) if lines else "(it wrote nothing to its serial port)"

@@ -22,9 +22,9 @@ from .command import Command, become, run
 WARM_SOCKET: Final = "/run/nested/warm.sock"
 IMPORTS: Final = (
     "_hypothesis_pytestplugin",
-    "_hypothesis_pytestplugin", "argparse", "cffi", "ctypes", "httpx", "hypercorn.config",
-    "hypercorn.trio", "hypothesis", "pydantic", "pytest", "pytest_trio.plugin", "quart_trio",
-    "runpy", "trio", "trio.testing", "yaml",
+    "_cffi_backend", "_hypothesis_pytestplugin", "argparse", "cffi", "ctypes", "httpx",
+    "hypercorn.config", "hypercorn.trio", "hypothesis", "mmap", "pydantic", "pydantic.json_schema",
+    "pytest", "pytest_trio.plugin", "quart_trio", "runpy", "trio", "trio.testing", "yaml",
 )  # fmt: skip
 # pytest cannot rewrite the assertions of plug-ins that are imported already, and warns of each;
 # this mark in a module's docstring is how it is told that none is wanted.
@@ -38,6 +38,11 @@ def import_all() -> None:
     for name in IMPORTS:
         with contextlib.suppress(ImportError):
             __import__(name)
+    with contextlib.suppress(ImportError):
+        import pydantic
+
+        # It imports half of itself when the first model is made.
+        pydantic.create_model("First", field=(int, 1))
     for name, module in sys.modules.items():
         if "." not in name and name.startswith(PYTEST_PLUGINS):
             module.__doc__ = f"{module.__doc__ or ''}\n{NO_REWRITE}"
