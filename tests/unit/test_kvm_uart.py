@@ -271,6 +271,7 @@ def test_modem_lines_follow_the_outputs_in_loopback(uart: Uart, irq: int) -> Non
 
     assert raised == 0  # carrier, set ready and clear to send were there already
     assert rung == 0xF0
+    assert signals(irq) == 1
     assert uart.read(IIR) == 0xC0
     assert (uart.read(MSR), uart.read(MSR)) == (0xB4, 0xB0)
 
