@@ -10,15 +10,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vmm.errors import InternalError
+from vmm.errors import ConfigError, InternalError
 from vmm.kvm_cffi.structs import MsiRoute
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from vmm.kvm_cffi import Vm
+    from vmm.pci.msix import Message
 
 IOAPIC_PINS = 24
+GSI_LIMIT = 4096
+"""KVM's routing table has this many entries (KVM_MAX_IRQ_ROUTES)."""
 
 
 EXTENDED_DESTINATION = 0x7F << 5
@@ -52,7 +56,8 @@ class Interrupts:
     """The routing table of one VM and the lines that lead into it.
 
     A context manager: leaving it closes the lines. ``set_route``, ``mask`` and ``unmask`` are what
-    a write to one of the IOAPIC's redirection entries means.
+    a write to one of the IOAPIC's redirection entries means. GSIs from 24 on are given out to the
+    vectors of PCI functions.
     """
 
     def __init__(self, vm: Vm) -> None:
@@ -60,6 +65,7 @@ class Interrupts:
         self._routes: dict[int, MsiRoute] = {}
         self._lines: dict[int, InterruptLine] = {}
         self._attached: set[int] = set()
+        self._vectors: set[int] = set()
 
     def __enter__(self) -> Interrupts:
         return self
@@ -84,11 +90,48 @@ class Interrupts:
 
     def set_route(self, pin: int, address: int, data: int) -> None:
         """Let a GSI stand for a message. Raises: HostError."""
-        route = MsiRoute(pin, to_kvm_address(address), data)
-        if self._routes.get(pin) == route:
-            return
-        self._routes[pin] = route
-        self._vm.set_gsi_routing(list(self._routes.values()))
+        self._set_routes([MsiRoute(pin, to_kvm_address(address), data)])
+
+    def set_messages(self, messages: Mapping[int, Message]) -> None:
+        """Let several GSIs stand for messages, in one change of the table. Raises: HostError."""
+        self._set_routes(
+            [
+                MsiRoute(gsi, to_kvm_address(message.address), message.data)
+                for gsi, message in messages.items()
+            ]
+        )
+
+    def _set_routes(self, routes: list[MsiRoute]) -> None:
+        changed = {route.gsi: route for route in routes if self._routes.get(route.gsi) != route}
+        if changed:
+            self._routes |= changed
+            self._vm.set_gsi_routing(list(self._routes.values()))
+
+    def allocate_gsi(self) -> int:
+        """Take the lowest free GSI above the IOAPIC's. Raises: ConfigError when there is none."""
+        for gsi in range(IOAPIC_PINS, GSI_LIMIT):
+            if gsi not in self._vectors:
+                self._vectors.add(gsi)
+                return gsi
+        raise ConfigError(
+            f"All {GSI_LIMIT - IOAPIC_PINS} interrupt routes are taken; use fewer devices or queues"
+        )
+
+    def free_gsi(self, gsi: int) -> None:
+        """Give a GSI back; nothing may be attached to it any more."""
+        self._vectors.remove(gsi)
+        self._routes.pop(gsi, None)
+
+    def attach(self, fd: int, gsi: int) -> None:
+        """Let an event descriptor raise a GSI; KVM delivers at once what it holds already.
+
+        Raises: HostError.
+        """
+        self._vm.irqfd(fd, gsi)
+
+    def detach(self, fd: int, gsi: int) -> None:
+        """Keep later events in their descriptor. Raises: HostError."""
+        self._vm.irqfd(fd, gsi, assign=False)
 
     def mask(self, pin: int) -> None:
         """Hold back the line of a pin; what arrives meanwhile is kept in its descriptor."""
