@@ -136,3 +136,104 @@ int64_t vk_raw_exit_loop(int vcpu_fd, void *run, uint64_t exits);
 void vk_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
 int vk_request_amx_for_guests(void);
 int vk_create_core_scheduling_cookie(int tid);
+
+/* Guest RAM: ascending, disjoint, not empty. */
+typedef struct vk_memory vk_memory;
+
+struct vk_memory_region {
+    uint64_t gpa;
+    uint64_t size;
+    uint64_t hva;
+};
+
+vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count);
+void vk_memory_free(vk_memory *memory);
+void *vk_memory_translate(const vk_memory *memory, uint64_t gpa, uint64_t size);
+
+/* Virtqueues; virtqueue.h says what the functions do. */
+typedef struct vk_queue vk_queue;
+typedef struct vk_chain vk_chain;
+
+enum vk_queue_feature { VK_QUEUE_PACKED = 1, VK_QUEUE_EVENT_IDX = 2, VK_QUEUE_INDIRECT = 4 };
+
+/* How a guest broke a ring; beside each, what the value that goes with it is. */
+enum vk_breach {
+    VK_BREACH_NONE,
+    VK_BREACH_SIZE,             /* the size */
+    VK_BREACH_ALIGNMENT,        /* the address of the part */
+    VK_BREACH_RING_ADDRESS,     /* the address of the part */
+    VK_BREACH_POSITION,         /* the position, which is not in the ring */
+    VK_BREACH_AVAIL_INDEX,      /* the driver's index */
+    VK_BREACH_HEAD,             /* the head, beyond the table */
+    VK_BREACH_HEAD_IN_FLIGHT,   /* the head or the buffer id */
+    VK_BREACH_NEXT,             /* the next descriptor, beyond the table */
+    VK_BREACH_CHAIN_LENGTH,     /* the most there may be */
+    VK_BREACH_CHAIN_BYTES,      /* the bytes */
+    VK_BREACH_ADDRESS,          /* the address */
+    VK_BREACH_ORDER,            /* the address of the readable buffer after a writable one */
+    VK_BREACH_INDIRECT_REFUSED, /* the address of the table, as in the next four */
+    VK_BREACH_INDIRECT_NESTED,
+    VK_BREACH_INDIRECT_CHAINED,
+    VK_BREACH_TABLE_SIZE,       /* the bytes of the table */
+    VK_BREACH_OVERRUN,          /* the ring slots in flight, more than there are */
+};
+
+/* What a queue is made of and what a snapshot keeps of it. Packed positions: wrap counter in bit 15. */
+struct vk_queue_state {
+    uint32_t index;
+    uint32_t size;
+    uint32_t features;
+    uint64_t desc;
+    uint64_t driver;
+    uint64_t device;
+    uint32_t next_avail;
+    uint32_t next_used;
+    uint32_t unsignalled;
+};
+
+/* What Python wants to know of a chain beside its buffers. */
+struct vk_chain_facts {
+    uint32_t head;
+    uint32_t readable;
+    uint32_t writable;
+    uint32_t readable_bytes;
+    uint32_t writable_bytes;
+};
+
+/* A queue whose ring cannot be used is broken from the start. NULL: no memory. */
+vk_queue *vk_queue_new(const vk_memory *memory, const struct vk_queue_state *state, int kick_fd,
+                       int interrupt_fd);
+void vk_queue_free(vk_queue *queue);
+void vk_queue_save(const vk_queue *queue, struct vk_queue_state *state);
+int vk_queue_breach(const vk_queue *queue, uint64_t *value);
+void vk_queue_set_interrupt_fd(vk_queue *queue, int interrupt_fd);
+uint64_t vk_queue_interrupts(const vk_queue *queue);
+uint32_t vk_queue_in_flight(const vk_queue *queue);
+
+/* 1: `chain` holds the next chain; 0: there is none; -EPROTO: the guest broke the ring. */
+int vk_queue_pop(vk_queue *queue, vk_chain *chain);
+/* Gives the chain popped last back, as if it had not been popped; repeat in reverse order of popping. */
+int vk_queue_unpop(vk_queue *queue, uint16_t head);
+/* Completes a chain, so many bytes of which were written. -ENOENT: no such chain is in flight. */
+int vk_queue_push(vk_queue *queue, uint16_t head, uint32_t written);
+/* 1: vk_queue_pop has something to give (perhaps -EPROTO). Cheap, for polling. */
+int vk_queue_poll(vk_queue *queue);
+/* Whether the driver wants to hear of what was pushed since this was asked last. Once a batch. */
+int vk_queue_needs_interrupt(vk_queue *queue);
+/* Interrupts the driver if it wants that: 1 if it was interrupted. */
+int vk_queue_signal(vk_queue *queue);
+/* Asks the driver not to kick, or to kick for the next chain: enable gives 1 if there is one already. */
+int vk_queue_suppress(vk_queue *queue);
+int vk_queue_enable(vk_queue *queue);
+/* Forgets the kicks so far; before the ring is looked at. */
+void vk_queue_clear_kick(vk_queue *queue);
+
+/* A copy of a chain that is only as large as it must be; freed with vk_chain_free. NULL: no memory. */
+vk_chain *vk_chain_new(void);
+vk_chain *vk_chain_copy(const vk_chain *chain);
+void vk_chain_free(vk_chain *chain);
+void vk_chain_describe(const vk_chain *chain, struct vk_chain_facts *facts);
+void *vk_chain_buffer(const vk_chain *chain, uint32_t at, uint64_t *size);
+/* From the readable or to the writable part, `offset` bytes into it: how many bytes there were. */
+uint64_t vk_chain_read(const vk_chain *chain, uint64_t offset, void *to, uint64_t size);
+uint64_t vk_chain_write(const vk_chain *chain, uint64_t offset, const void *from, uint64_t size);

@@ -1,0 +1,50 @@
+/*
+ * Guest RAM as device code in C sees it: which host address backs which guest-physical address.
+ *
+ * The table is built once and never changes, so any thread may read it without a lock. The mappings
+ * themselves are the owner's: they outlive the table.
+ */
+#ifndef MEMORY_MAP_H
+#define MEMORY_MAP_H
+
+#include "kvm_cffi.h"
+
+struct vk_memory_run {
+    uint64_t gpa;
+    uint64_t size;
+    uint8_t *hva;
+};
+
+/* Ascending and disjoint; neighbours in both address spaces have been merged. */
+struct vk_memory {
+    uint32_t count;
+    struct vk_memory_run runs[];
+};
+
+/*
+ * How many bytes of a guest range lie in the run where it begins, and where they are in this process.
+ * 0 means that its first byte is not RAM.
+ *
+ * GUEST: both numbers may be anything; the sum may wrap.
+ */
+static inline uint64_t vk_memory_leading(const vk_memory *memory, uint64_t gpa, uint64_t size,
+                                         uint8_t **hva)
+{
+    uint32_t low = 0, high = memory->count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        const struct vk_memory_run *run = &memory->runs[middle];
+        if (gpa < run->gpa) {
+            high = middle;
+        } else if (gpa - run->gpa >= run->size) {
+            low = middle + 1;
+        } else {
+            uint64_t left = run->size - (gpa - run->gpa);
+            *hva = run->hva + (gpa - run->gpa);
+            return size < left ? size : left;
+        }
+    }
+    return 0;
+}
+
+#endif

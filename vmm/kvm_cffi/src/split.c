@@ -1,0 +1,164 @@
+/*
+ * The split ring: a table of descriptors, a ring of heads that the driver makes available, and a ring
+ * of heads that the device has used. Both rings' indexes run freely through 16 bits.
+ *
+ * Source: VIRTIO 1.2, section 2.7.
+ */
+#include "ring_walk.h"
+
+#define AVAIL_NO_INTERRUPT 0x1
+#define USED_NO_NOTIFY 0x1
+
+/* Both rings: flags, index, then the entries, then the other side's event index. */
+#define FLAGS 0
+#define INDEX 2
+#define ENTRIES 4
+
+struct used_entry {
+    uint32_t head;
+    uint32_t written;
+};
+
+static uint32_t slot(const vk_queue *queue, uint16_t position)
+{
+    return position & (queue->size - 1u); /* the size is a power of two */
+}
+
+static uint8_t *used_event(const vk_queue *queue)
+{
+    return queue->driver + ENTRIES + 2 * (size_t)queue->size;
+}
+
+static uint8_t *avail_event(const vk_queue *queue)
+{
+    return queue->device + ENTRIES + sizeof(struct used_entry) * queue->size;
+}
+
+void vk_split_load(vk_queue *queue, const struct vk_queue_state *state)
+{
+    if (state->next_avail > UINT16_MAX)
+        vk_queue_break(queue, VK_BREACH_POSITION, state->next_avail);
+    if (state->next_used > UINT16_MAX)
+        vk_queue_break(queue, VK_BREACH_POSITION, state->next_used);
+    queue->next_avail = (uint16_t)state->next_avail;
+    queue->next_used = (uint16_t)state->next_used;
+    queue->avail_seen = queue->next_avail;
+}
+
+/*
+ * GUEST: the table, or any indirect table, may change under the walk. Each descriptor is copied once and
+ * vk_walk_add counts, so a loop made at any moment is left after VK_CHAIN_MAX steps.
+ */
+static int walk_chain(struct walk *walk, uint16_t head)
+{
+    uint8_t *table = walk->queue->desc;
+    uint32_t entries = walk->queue->size;
+    bool is_indirect = false;
+    uint32_t at = head;
+    for (;;) {
+        if (at >= entries)
+            return vk_queue_break(walk->queue, VK_BREACH_NEXT, at);
+        struct descriptor descriptor = read_descriptor(table + DESC_BYTES * (size_t)at);
+        uint16_t flags = descriptor.first;
+        if ((flags & DESC_INDIRECT) != 0) {
+            if (is_indirect)
+                return vk_queue_break(walk->queue, VK_BREACH_INDIRECT_NESTED, descriptor.address);
+            if ((flags & DESC_NEXT) != 0)
+                return vk_queue_break(walk->queue, VK_BREACH_INDIRECT_CHAINED, descriptor.address);
+            if (vk_walk_table(walk, descriptor.address, descriptor.length, &table, &entries) < 0)
+                return -EPROTO;
+            is_indirect = true;
+            at = 0;
+            continue;
+        }
+        if (vk_walk_add(walk, descriptor.address, descriptor.length, (flags & DESC_WRITE) != 0) < 0)
+            return -EPROTO;
+        if ((flags & DESC_NEXT) == 0)
+            return 0;
+        at = descriptor.second;
+    }
+}
+
+/*
+ * GUEST: the index is read when all that it announced before has been taken, and believed only if the
+ * ring can hold what it now announces. Acquire: entries and descriptors are read after it.
+ */
+static int look(vk_queue *queue)
+{
+    uint16_t avail = load_16_acquire(queue->driver + INDEX);
+    if ((uint16_t)(avail - queue->next_avail) > queue->size)
+        return vk_queue_break(queue, VK_BREACH_AVAIL_INDEX, avail);
+    queue->avail_seen = avail;
+    return avail != queue->next_avail;
+}
+
+/* GUEST: the head is read once, checked, and used. */
+int vk_split_pop(vk_queue *queue, vk_chain *chain)
+{
+    if (queue->avail_seen == queue->next_avail) {
+        int arrived = look(queue);
+        if (arrived <= 0)
+            return arrived;
+    }
+    uint16_t head = load_16(queue->driver + ENTRIES + 2 * (size_t)slot(queue, queue->next_avail));
+    if (head >= queue->size)
+        return vk_queue_break(queue, VK_BREACH_HEAD, head);
+    if (queue->in_flight[head] != 0)
+        return vk_queue_break(queue, VK_BREACH_HEAD_IN_FLIGHT, head);
+    struct walk walk = {.queue = queue, .chain = chain};
+    vk_chain_clear(chain);
+    if (walk_chain(&walk, head) < 0)
+        return -EPROTO;
+    chain->head = head;
+    chain->slots = 1;
+    queue->next_avail++;
+    return 1;
+}
+
+void vk_split_unpop(vk_queue *queue, uint16_t slots)
+{
+    queue->next_avail = (uint16_t)(queue->next_avail - slots);
+}
+
+/* Release: the entry, and all that the device wrote to the chain, is visible before the index. */
+void vk_split_push(vk_queue *queue, uint16_t head, uint32_t written, uint16_t slots)
+{
+    const struct used_entry entry = {.head = head, .written = written};
+    uint8_t *at = queue->device + ENTRIES + sizeof entry * (size_t)slot(queue, queue->next_used);
+    memcpy(at, &entry, sizeof entry);
+    queue->next_used = (uint16_t)(queue->next_used + slots);
+    store_16_release(queue->device + INDEX, queue->next_used);
+}
+
+bool vk_split_poll(vk_queue *queue)
+{
+    return queue->avail_seen != queue->next_avail ||
+           load_16(queue->driver + INDEX) != queue->next_avail;
+}
+
+/*
+ * GUEST: the driver's wish is read once. With event indexes it names the used position whose filling it
+ * wants to hear of: it does, if that is among the last `unsignalled` ones.
+ */
+bool vk_split_needs_interrupt(const vk_queue *queue, uint32_t unsignalled)
+{
+    if (!vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
+        return (load_16(queue->driver + FLAGS) & AVAIL_NO_INTERRUPT) == 0;
+    uint16_t since_event = (uint16_t)(queue->next_used - load_16(used_event(queue)) - 1);
+    return since_event < unsignalled;
+}
+
+/* With event indexes nothing is to be done: the driver kicks once for the position it was told. */
+void vk_split_suppress(vk_queue *queue)
+{
+    if (!vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
+        store_16(queue->device + FLAGS, USED_NO_NOTIFY);
+}
+
+void vk_split_enable(vk_queue *queue)
+{
+    if (vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
+        store_16(avail_event(queue), queue->next_avail);
+    else
+        store_16(queue->device + FLAGS, 0);
+}

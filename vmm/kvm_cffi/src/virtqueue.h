@@ -1,0 +1,63 @@
+/*
+ * The device's side of a virtqueue, split or packed, for device code in C. The functions are declared
+ * in api.h, as Python may call them too.
+ *
+ * One thread at a time uses a queue. Nothing the guest does makes these functions touch memory that is
+ * not its RAM, loop for long, or read a value twice: what is checked is what is used. A guest that
+ * breaks the ring's rules breaks its queue for good: vk_queue_breach says how, and every function then
+ * gives -EPROTO until the device is reset and makes a new queue.
+ *
+ * A round of work: clear the kick, suppress, pop until there is none, push, signal once, enable; when
+ * enable gives 1 there is more, go on popping before waiting.
+ *
+ * Source: Virtual I/O Device (VIRTIO) 1.2, sections 2.6 to 2.8.
+ */
+#ifndef VIRTQUEUE_H
+#define VIRTQUEUE_H
+
+#include "memory_map.h"
+
+#include <sys/uio.h>
+
+/*
+ * The most descriptors, and the most pieces of host memory, that one chain may have: what readv and
+ * writev take at once. Devices announce segment limits below this. Chains made of an indirect table
+ * may be longer than their queue, which the specification denies to drivers but some rely on.
+ */
+#define VK_CHAIN_MAX 1024
+
+struct vk_chain {
+    uint16_t head;           /* hand it to vk_queue_push; unique among the chains in flight */
+    uint16_t readable;       /* pieces that the device reads: iov[0] and on */
+    uint16_t writable;       /* pieces that the device writes: iov[readable] and on */
+    uint16_t slots;          /* ring slots it occupies; the queue's own business */
+    uint32_t readable_bytes; /* the two together are less than 2^32 */
+    uint32_t writable_bytes;
+    struct iovec iov[VK_CHAIN_MAX];
+};
+
+struct vk_queue {
+    const vk_memory *memory;
+    uint8_t *desc;   /* descriptor table or ring */
+    uint8_t *driver; /* available ring, or the driver's event suppression */
+    uint8_t *device; /* used ring, or the device's event suppression */
+    uint16_t index;
+    uint16_t size;
+    uint32_t features; /* enum vk_queue_feature */
+    /* Where the device is. Split: free-running. Packed: below size, with a wrap counter beside it. */
+    uint16_t next_avail;
+    uint16_t next_used;
+    bool avail_wrap;
+    bool used_wrap;
+    uint16_t avail_seen;     /* split: the driver's index as it was last read */
+    uint32_t unsignalled;    /* ring slots used since the last decision on an interrupt */
+    uint32_t slots_in_flight;
+    uint16_t *in_flight;     /* by head: the slots of the chain with that head, 0 = none */
+    enum vk_breach breach;
+    uint64_t breach_value;
+    int kick_fd;
+    _Atomic int interrupt_fd;
+    uint64_t interrupts;     /* how often the driver was interrupted */
+};
+
+#endif
