@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from importlib import import_module
 
-from tools.bench.startup_steps import Marks
+import pytest
+
+from tools.bench.startup_steps import MACHINE_STEPS, MachineStep, Marks
 
 
 class Program:
@@ -20,7 +24,7 @@ class Program:
 
 
 def steps(marks: Marks) -> list[str]:
-    return [step for step, _ in marks.reached]
+    return [step for step, _, _ in marks.reached]
 
 
 def test_call_is_marked_when_it_has_returned() -> None:
@@ -45,5 +49,14 @@ def test_marks_are_in_the_order_of_the_clock() -> None:
     marks.add("one")
     marks.add("two")
 
-    times = [at for _, at in marks.reached]
+    times = [at for _, at, _ in marks.reached]
+    processor_times = [at for _, _, at in marks.reached]
     assert times == sorted(times)
+    assert processor_times == sorted(processor_times)
+
+
+@pytest.mark.parametrize("step", MACHINE_STEPS, ids=lambda step: step.name)
+def test_step_is_a_call_that_the_program_has(step: MachineStep) -> None:
+    found = reduce(getattr, step.name.split("."), import_module(step.module))
+
+    assert callable(found)

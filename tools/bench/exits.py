@@ -37,6 +37,7 @@ from vmm.kvm_cffi import (
     ExitRouter,
     Loop,
     Uart,
+    VcpuThread,
     address_of,
     raw_exit_loop,
 )
@@ -210,13 +211,11 @@ async def _run_to_end(guest: ExitGuest, router: ExitRouter, stopwatch: Stopwatch
     ports = Bus("port")
     ports.claim(0, 1 << 16, stopwatch)
     task = VcpuTask(
-        guest.vcpu,
+        VcpuThread(guest.vcpu, router, name="bench"),
         0,
-        router,
         ports=ports,
         mmio=Bus("memory-mapped"),
         sink=_NoLifecycle(),
-        host_cpus=None,
     )
     with trio.fail_after(GUEST_PATIENCE_S):
         async with trio.open_nursery() as nursery:

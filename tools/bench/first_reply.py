@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from tools.bench import qemu
 from tools.bench.connection import first_connection
-from tools.bench.first_instruction import vmm_arguments
+from tools.bench.first_instruction import CPU, to_exit, vmm_arguments
 from tools.bench.guests import write_guests
 from tools.bench.processes import launched, python, vmm
 from tools.bench.series import Claim, Contender, Result, Sample, race
@@ -24,6 +24,7 @@ TARGET = 1.2
 
 CLAIMS = (
     Claim(ALONE, IMPORTS, target=TARGET),
+    Claim(ALONE + CPU, IMPORTS + CPU, target=TARGET),
     Claim(WITH_GUEST, IMPORTS),
     Claim(ALONE, QEMU),
 )
@@ -40,7 +41,7 @@ def measure(rounds: int) -> Result:
         contenders = [
             Contender("vmm", partial(_first_ping, ALONE, socket, "--api-socket", str(socket))),
             Contender("vmm", partial(_first_ping, WITH_GUEST, socket, *with_guest)),
-            Contender(IMPORTS, _import(imports)),
+            Contender(IMPORTS, to_exit(IMPORTS, *imports)),
             Contender("QEMU", partial(_first_qmp_reply, guests.idle, socket), required=False),
         ]
         title = "From exec to the first API reply"
@@ -52,14 +53,7 @@ def _first_ping(name: str, socket: Path, *arguments: str) -> Iterator[Sample]:
     with launched(*vmm(*arguments)) as launch, first_connection(socket, launch) as connection:
         connection.ping()
         yield Sample(name, "ms", launch.elapsed_ms)
-
-
-def _import(command: tuple[str, ...]) -> Callable[[], Iterator[Sample]]:
-    def run() -> Iterator[Sample]:
-        with launched(*command) as launch:
-            yield Sample(IMPORTS, "ms", launch.ms_to_exit(0))
-
-    return run
+        yield Sample(name + CPU, "ms", launch.cpu_ms)
 
 
 def _first_qmp_reply(kernel: Path, socket: Path) -> Iterator[Sample]:

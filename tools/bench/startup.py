@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from tools.bench import importtime
 from tools.bench.first_instruction import vmm_arguments
@@ -19,7 +20,10 @@ STANDARD_PACKAGES_SHOWN = 16
 
 
 def profile(rounds: int) -> str:
-    """Run the start several times; return tables by step and by import, medians in ms."""
+    """Run the start several times; return tables by step and by import, medians in ms.
+
+    The last column of the steps adds the processor time up.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kernel = write_guests(folder).power_off
@@ -30,31 +34,42 @@ def profile(rounds: int) -> str:
     return "\n".join((*_step_lines(marks), "", *_import_lines(modules)))
 
 
-def _run_steps(marks_file: Path, arguments: Sequence[str]) -> list[tuple[str, float]]:
-    """Run the VMM with marks; each step with the ms since the step before."""
-    start_ns = time.monotonic_ns()
+class Step(NamedTuple):
+    """A step of the start: the time it took, and the processor time, in ms."""
+
+    name: str
+    ms: float
+    cpu_ms: float
+
+
+def _run_steps(marks_file: Path, arguments: Sequence[str]) -> list[Step]:
+    """Run the VMM with marks, and say how long after one another they were reached."""
+    at_ms, at_cpu_ms = time.monotonic_ns() / 1e6, 0.0
     command = python("-m", "tools.bench.startup_steps", str(marks_file), *arguments)
     with launched(*command) as launch:
         launch.ms_to_byte(SIGN_OF_LIFE)
-        end_ns = time.monotonic_ns()
+        end = ("first instruction", time.monotonic_ns(), int(launch.cpu_ms * 1e6))
         launch.ms_to_exit(0)
-    marks = [(step, int(at)) for step, at in json.loads(marks_file.read_text())]
-    # The guest has shown life before the mark behind the start of its thread is set, at times.
-    reached = [*(mark for mark in marks if mark[1] < end_ns), ("first instruction", end_ns)]
-    before = [start_ns, *(at for _, at in reached)]
-    return [(step, (at - last) / 1e6) for (step, at), last in zip(reached, before, strict=False)]
+    steps: list[Step] = []
+    # The guest shows life before the loop comes to the last marks, at times.
+    marks = [mark for mark in json.loads(marks_file.read_text()) if mark[1] < end[1]]
+    for name, ns, cpu_ns in (*marks, end):
+        steps.append(Step(name, ns / 1e6 - at_ms, cpu_ns / 1e6 - at_cpu_ms))
+        at_ms, at_cpu_ms = ns / 1e6, cpu_ns / 1e6
+    return steps
 
 
-def _step_lines(runs: Sequence[Sequence[tuple[str, float]]]) -> Iterator[str]:
-    durations: dict[str, list[float]] = {}
+def _step_lines(runs: Sequence[Sequence[Step]]) -> Iterator[str]:
+    by_name: dict[str, list[Step]] = {}
     for run in runs:
-        for step, ms in run:
-            durations.setdefault(step, []).append(ms)
-    yield f"{'step':36} {'ms':>8} {'in all':>8}"
+        for step in run:
+            by_name.setdefault(step.name, []).append(step)
+    yield f"{'step':36} {'ms':>8} {'CPU ms':>8} {'in all':>8}"
     total = 0.0
-    for step, values in durations.items():
-        total += median(values)
-        yield f"{step:36} {median(values):8.1f} {total:8.1f}"
+    for name, steps in by_name.items():
+        cpu_ms = median(step.cpu_ms for step in steps)
+        total += cpu_ms
+        yield f"{name:36} {median(step.ms for step in steps):8.1f} {cpu_ms:8.1f} {total:8.1f}"
 
 
 def _import_modules(arguments: Sequence[str]) -> list[Module]:

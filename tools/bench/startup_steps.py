@@ -2,33 +2,63 @@
 
 The first argument is the file for the marks, the others are the VMM's own. The steps are marked
 from outside, by wrapping what the program calls, so the program knows of no clock. What it would
-import a little later is imported at the mark before.
+import a little later is imported at the mark before. A mark is the step's name, the monotonic time
+and the processor time, both in ns.
 """
 
 from __future__ import annotations
 
 import time
 
-BEGIN_NS = time.monotonic_ns()  # Before any other import: these are part of what is timed.
+BEGIN = (time.monotonic_ns(), time.process_time_ns())  # Before any import that is to be timed.
 
 import json  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from contextlib import AbstractContextManager, contextmanager  # noqa: E402
+from functools import reduce  # noqa: E402
 from importlib import import_module  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import ModuleType  # noqa: E402
+from typing import NamedTuple  # noqa: E402
+
+
+class MachineStep(NamedTuple):
+    """A call of the program, by the module and the name that its caller knows it by.
+
+    The step is reached when the call has returned or, where that makes a context, is entered.
+    """
+
+    module: str
+    name: str
+    step: str
+    is_entered: bool = False
+
+
+VM = "vmm.machine.vm"
+MACHINE_STEPS = (
+    MachineStep("vmm.loop", "run_vmm", "loop runs"),
+    MachineStep(VM, "check_supported", "configuration checked again"),
+    MachineStep(VM, "processors.describe", "KVM opened, CPUID made"),
+    MachineStep(VM, "_set_up_irqchip", "VM created"),
+    MachineStep(VM, "GuestMemory.open", "memory mapped", is_entered=True),
+    MachineStep(VM, "open_chipset", "chipset made", is_entered=True),
+    MachineStep(VM, "firmware.write", "tables written, kernel loaded"),
+    MachineStep(VM, "processors.create", "vCPUs created", is_entered=True),
+    MachineStep(VM, "VcpuTask.__init__", "vCPU threads made"),
+    MachineStep("vmm.kvm_cffi", "VcpuThread.start", "vCPU started"),
+)
 
 
 class Marks:
-    """The steps in the order they were reached, each with the monotonic clock's time in ns."""
+    """The steps in the order they were reached."""
 
     def __init__(self) -> None:
-        self.reached: list[tuple[str, int]] = [("interpreter runs", BEGIN_NS)]
+        self.reached: list[tuple[str, int, int]] = [("interpreter runs", *BEGIN)]
 
     def add(self, step: str) -> None:
         """The step has been reached now."""
-        self.reached.append((step, time.monotonic_ns()))
+        self.reached.append((step, time.monotonic_ns(), time.process_time_ns()))
 
     def after(self, owner: object, name: str, step: str) -> None:
         """Mark a step whenever what ``owner`` calls by ``name`` has returned."""
@@ -86,20 +116,13 @@ def _mark_parse(program: ModuleType, marks: Marks) -> None:
 
 
 def _mark_machine(marks: Marks) -> None:
-    loop = import_module("vmm.loop")
-    vm = import_module("vmm.machine.vm")
-    thread = import_module("vmm.kvm_cffi.thread")
+    modules = [import_module(step.module) for step in MACHINE_STEPS]
     marks.add("machine imported")
-    marks.after(loop, "run_vmm", "loop runs")
-    marks.after(vm, "check_supported", "configuration checked again")
-    marks.after(vm.processors, "describe", "KVM opened, CPUID made")
-    marks.after(vm, "_set_up_irqchip", "VM created")
-    marks.once_entered(vm.GuestMemory, "open", "memory mapped")
-    marks.once_entered(vm, "open_chipset", "chipset made")
-    marks.after(vm.firmware, "write", "tables written, kernel loaded")
-    marks.once_entered(vm.processors, "create", "vCPUs created")
-    marks.after(vm.VcpuTask, "__init__", "vCPU threads made")
-    marks.after(thread.VcpuThread, "start", "vCPU started")
+    for module, (_, names, step, is_entered) in zip(modules, MACHINE_STEPS, strict=True):
+        *path, name = names.split(".")
+        owner = reduce(getattr, path, module)
+        mark = marks.once_entered if is_entered else marks.after
+        mark(owner, name, step)
 
 
 if __name__ == "__main__":
