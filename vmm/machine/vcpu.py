@@ -7,18 +7,20 @@ the thread and is handed to whoever decides over the VM.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from vmm.kvm_cffi import Exit, ExitKind, ThreadState, VcpuThread
+from vmm.errors import ConfigError, HostError
+from vmm.kvm_cffi import Exit, ExitKind, ThreadState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm.kvm_cffi import ExitRouter, Vcpu
+    from vmm.kvm_cffi import VcpuThread
     from vmm.machine.bus import Bus
 
 EXIT_DEADLINE_S = 10.0
@@ -38,21 +40,21 @@ class ExitSink(Protocol):
 
 
 class VcpuTask:
-    """One vCPU, its thread and its exits; ``run`` is its whole life."""
+    """One vCPU's thread and its exits; ``run`` is the thread's whole life."""
 
     def __init__(
         self,
-        vcpu: Vcpu,
+        thread: VcpuThread,
         index: int,
-        router: ExitRouter,
         *,
         ports: Bus,
         mmio: Bus,
         sink: ExitSink,
-        host_cpus: Sequence[int] | None,
+        host_cpus: Sequence[int] = (),
     ) -> None:
-        self._thread = VcpuThread(vcpu, router, name=f"vcpu{index}", host_cpus=host_cpus)
+        self._thread = thread
         self._index = index
+        self._host_cpus = host_cpus
         self._ports = ports
         self._mmio = mmio
         self._sink = sink
@@ -62,15 +64,16 @@ class VcpuTask:
         """Start the thread and serve its exits until cancelled.
 
         Cancel: the thread has ended and its resources are back when this returns.
-        Raises: HostError when the thread cannot be made.
+        Raises: ConfigError (caller) when it may run on none of its host CPUs, HostError when the
+        thread cannot be made.
         """
         with self._thread:
-            self._thread.start()
+            self._start()
             try:
                 task_status.started()
                 while True:
                     await self._wake()
-                    self._serve()
+                    await self._serve()
             finally:
                 self._thread.request_exit()
                 with trio.CancelScope(shield=True), trio.fail_after(EXIT_DEADLINE_S):
@@ -81,7 +84,10 @@ class VcpuTask:
         """Stop the thread between two instructions and wait until it stands."""
         self._paused = trio.Event()
         self._thread.request_pause()
-        await self._paused.wait()
+        # A thread that stands already, after a lifecycle exit or because it was resumed only a
+        # moment ago, stays as it is and announces nothing.
+        if self._thread.state is not ThreadState.PAUSED:
+            await self._paused.wait()
 
     def resume(self) -> None:
         """Let a paused thread run on."""
@@ -91,32 +97,46 @@ class VcpuTask:
         """Send the guest a non-maskable interrupt on this vCPU."""
         self._thread.inject_nmi()
 
+    def _start(self) -> None:
+        try:
+            self._thread.start()
+        except HostError as error:
+            if error.errno != errno.EINVAL or not self._host_cpus:
+                raise
+            raise ConfigError(
+                f"cpus.affinity (--cpus affinity=…) puts vCPU {self._index} on the host CPUs "
+                f"{list(self._host_cpus)}, and this process may use none of them; name some that "
+                f"it may, such as {sorted(os.sched_getaffinity(0))}"
+            ) from error
+
     async def _wake(self) -> None:
         await trio.lowlevel.wait_readable(self._thread.event_fd)
         os.eventfd_read(self._thread.event_fd)
 
-    def _serve(self) -> None:
+    async def _serve(self) -> None:
         if self._thread.state is ThreadState.PAUSED:
             self._paused.set()
         exit_ = self._thread.take_exit()
         if exit_ is not None:
-            self._dispatch(exit_)
+            await self._dispatch(exit_)
 
-    def _dispatch(self, exit_: Exit) -> None:
+    async def _dispatch(self, exit_: Exit) -> None:
         match exit_.kind:
             case ExitKind.PIO:
-                self._thread.answer(self._access(self._ports, exit_))
+                self._thread.answer(await self._access(self._ports, exit_))
             case ExitKind.MMIO:
-                self._thread.answer(self._access(self._mmio, exit_))
+                self._thread.answer(await self._access(self._mmio, exit_))
             case ExitKind.IOAPIC_EOI:
                 self._sink.end_of_interrupt(exit_.value)
                 self._thread.answer(0)
             case _:
                 self._sink.lifecycle_exit(self._index, exit_)
 
-    def _access(self, bus: Bus, exit_: Exit) -> int:
+    async def _access(self, bus: Bus, exit_: Exit) -> int:
         if exit_.is_write:
-            bus.write(exit_.address, exit_.size, exit_.value)
+            effect = bus.write(exit_.address, exit_.size, exit_.value)
+            if effect is not None:
+                await effect.wait()
             return 0
         return bus.read(exit_.address, exit_.size)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
 from vmm.config.validation import settle, validate
 from vmm.errors import HostError, InternalError
-from vmm.kvm_cffi import ClockData, ExitKind, ExitRouter, Kvm, constants, host
+from vmm.kvm_cffi import ClockData, ExitKind, ExitRouter, Kvm, VcpuThread, constants, host
 from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
 from vmm.machine.interrupts import IOAPIC_PINS
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vmm.config.cpus import CpusConfig
     from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import Exit, Vcpu, Vm
-    from vmm.machine.bus import Lifecycle
+    from vmm.machine.bus import AddressSpaces, Lifecycle
     from vmm.machine.chipset import Chipset, Task
     from vmm.machine.consoles import Consoles
 
@@ -161,16 +161,13 @@ async def open_machine(
         entry = firmware.write(memory, config, cpus, areas)
         vcpus = stack.enter_context(processors.create(vm, cpus, entry))
         machine = VirtualMachine(vm, memory, chipset, lifecycle)
-        tasks = [
-            _vcpu_task(vcpu, index, machine, router, chipset, config.cpus)
-            for index, vcpu in enumerate(vcpus)
-        ]
+        tasks = list(_vcpu_tasks(stack, vcpus, router, machine, chipset.spaces, config.cpus))
         if config.cpus.core_scheduling == "Vm":
             host.create_core_scheduling_cookie(0)
         async with trio.open_nursery() as nursery:
-            # A device outlives the vCPUs, so that what they wrote last still goes out. The shield
-            # is lifted as soon as they have ended, which is bounded.
-            devices = trio.CancelScope(shield=True)
+            # A device outlives the vCPUs, so that what they wrote last still goes out: whoever
+            # cancels this machine, the devices are cancelled as soon as the vCPUs have ended.
+            devices = trio.CancelScope()
             await nursery.start(_run_devices, chipset.tasks, devices)
             try:
                 async with trio.open_nursery() as running:
@@ -190,24 +187,22 @@ def _set_up_irqchip(vm: Vm) -> None:
     vm.enable_cap(constants.KVM_CAP_X2APIC_API, ids)
 
 
-def _vcpu_task(
-    vcpu: Vcpu,
-    index: int,
-    machine: VirtualMachine,
+def _vcpu_tasks(
+    stack: ExitStack,
+    vcpus: Sequence[Vcpu],
     router: ExitRouter,
-    chipset: Chipset,
+    machine: VirtualMachine,
+    spaces: AddressSpaces,
     cpus: CpusConfig,
-) -> VcpuTask:
+) -> Iterator[VcpuTask]:
+    """Make the vCPUs' threads, which do not run yet, and the tasks that will run them."""
     pinned = {entry.vcpu: tuple(entry.host_cpus) for entry in cpus.affinity or ()}
-    return VcpuTask(
-        vcpu,
-        index,
-        router,
-        ports=chipset.spaces.ports,
-        mmio=chipset.spaces.mmio,
-        sink=machine,
-        host_cpus=pinned.get(index),
-    )
+    for index, vcpu in enumerate(vcpus):
+        host_cpus = pinned.get(index, ())
+        thread = VcpuThread(vcpu, router, name=f"vcpu{index}", host_cpus=host_cpus)
+        stack.enter_context(thread)
+        ports, mmio = spaces.ports, spaces.mmio
+        yield VcpuTask(thread, index, ports=ports, mmio=mmio, sink=machine, host_cpus=host_cpus)
 
 
 async def _run_devices(
@@ -218,3 +213,6 @@ async def _run_devices(
             for task in tasks:
                 await nursery.start(task.run)
             task_status.started()
+            # Whoever was cancelled while this started never learns that it did.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            scope.shield = True
