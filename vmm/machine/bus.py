@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from vmm.errors import InternalError
 
 if TYPE_CHECKING:
+    import trio
+
     from vmm.kvm_cffi import ExitRouter, Loop
 
 ALL_ONES = {size: (1 << (8 * size)) - 1 for size in (1, 2, 4, 8)}
@@ -23,11 +25,12 @@ class IoHandler(Protocol):
 
     The guest chooses ``offset``, ``size`` (1, 2, 4 or 8 bytes) and ``value``: no choice may raise.
     Values are unsigned and little-endian. Both methods run inside one step of the loop: be short.
+    A write whose effect takes longer returns an event, and the vCPU waits until that is set.
     """
 
     def read(self, offset: int, size: int) -> int: ...
 
-    def write(self, offset: int, size: int, value: int) -> None: ...
+    def write(self, offset: int, size: int, value: int) -> trio.Event | None: ...
 
 
 class Lifecycle(Protocol):
@@ -79,15 +82,16 @@ class Bus:
         self._bases.insert(at, base)
         self._ranges.insert(at, Range(base, size, handler))
 
-    def release(self, base: int) -> None:
-        """Take the range that begins at ``base`` back.
+    def release(self, base: int) -> Range:
+        """Take the range that begins at ``base`` back, and give it.
 
         Raises: InternalError when none begins there.
         """
         at = bisect_right(self._bases, base) - 1
         if at < 0 or self._bases[at] != base:
             raise InternalError(f"No {self._name} range begins at {base:#x}")
-        del self._bases[at], self._ranges[at]
+        del self._bases[at]
+        return self._ranges.pop(at)
 
     def read(self, address: int, size: int) -> int:
         """Answer a guest's read; all ones where nobody does."""
@@ -96,11 +100,12 @@ class Bus:
             return ALL_ONES[size]
         return found.handler.read(address - found.base, size) & ALL_ONES[size]
 
-    def write(self, address: int, size: int, value: int) -> None:
+    def write(self, address: int, size: int, value: int) -> trio.Event | None:
         """Hand a guest's write over; dropped where nobody listens."""
         found = self._find(address)
-        if found is not None:
-            found.handler.write(address - found.base, size, value)
+        if found is None:
+            return None
+        return found.handler.write(address - found.base, size, value)
 
     def _find(self, address: int) -> Range | None:
         at = bisect_right(self._bases, address) - 1
@@ -131,3 +136,8 @@ class AddressSpaces:
         """Let a handler answer at addresses. Raises: InternalError when one is taken."""
         self.mmio.claim(base, size, handler)
         self._router.map_mmio(base, size, self._loop)
+
+    def release_mmio(self, base: int) -> None:
+        """Let nobody answer any more. Raises: InternalError when no range begins there."""
+        released = self.mmio.release(base)
+        self._router.unmap_mmio(base, released.size)
