@@ -175,6 +175,18 @@ def test_transmitter_is_busy_before_the_queue_is_full_and_empty_when_drained(
     assert (uart.read(LSR), uart.read(IIR)) == (0x60, 0xC2)
 
 
+def test_transmitter_busy_stays_busy_in_loopback(uart: Uart) -> None:
+    for _ in range(49):
+        uart.write(THR, 0x2E)
+    uart.write(MCR, LOOP)
+
+    uart.write(THR, 0x41)
+
+    assert uart.read(LSR) == 0x01
+    assert uart.drain() == b"." * 49
+    assert uart.read(LSR) == 0x61
+
+
 def test_byte_written_to_a_busy_transmitter_is_counted(uart: Uart) -> None:
     for _ in range(70):
         uart.write(THR, 0x2E)

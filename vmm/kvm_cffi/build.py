@@ -32,6 +32,8 @@ def make_ffibuilder() -> FFI:
         depends=[str(SOURCE / path.name) for path in sorted((ROOT / SOURCE).glob("*.[ch]*"))],
         include_dirs=[str(SOURCE)],
         extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+        # One file name for both builds; else one would hide what the other has just built.
+        py_limited_api=False,
     )
     return builder
 

@@ -96,17 +96,11 @@ static void write_looped(vk_uart *uart, uint8_t byte, struct signals *signals)
         uart->regs.lsr |= LSR_OE;
         vk_uart_condition(uart, IER_LINE, signals);
     }
-    vk_uart_set_thre(uart, signals);
 }
 
 /* GUEST: may write without looking at THRE; what does not fit is dropped and counted. */
-static void write_thr(vk_uart *uart, uint8_t byte, struct signals *signals)
+static void write_line(vk_uart *uart, uint8_t byte, struct signals *signals)
 {
-    uart->regs.thre_pending = 0;
-    if (vk_uart_is_looped(uart)) {
-        write_looped(uart, byte, signals);
-        return;
-    }
     if (fifo_room(&uart->transmit) == 0) {
         uart->dropped++;
         return;
@@ -114,6 +108,16 @@ static void write_thr(vk_uart *uart, uint8_t byte, struct signals *signals)
     if (uart->transmit.count == 0)
         signals->output = true;
     fifo_push(&uart->transmit, byte);
+}
+
+/* In loopback too THRE speaks of the output queue: earlier output may still be waiting in it. */
+static void write_thr(vk_uart *uart, uint8_t byte, struct signals *signals)
+{
+    uart->regs.thre_pending = 0;
+    if (vk_uart_is_looped(uart))
+        write_looped(uart, byte, signals);
+    else
+        write_line(uart, byte, signals);
     if (fifo_room(&uart->transmit) >= FIFO_DEPTH)
         vk_uart_set_thre(uart, signals);
     else
