@@ -1,6 +1,7 @@
 """KVM from Python: one method an ioctl, and the vCPU loop that runs in C."""
 
 from vmm.kvm_cffi.bench import raw_exit_loop
+from vmm.kvm_cffi.guest_memory import GuestMemoryMap
 from vmm.kvm_cffi.mechanisms import (
     AllOnes,
     ByteRing,
@@ -27,6 +28,7 @@ from vmm.kvm_cffi.system import Kvm
 from vmm.kvm_cffi.thread import Exit, ExitCounts, ExitKind, ThreadState, VcpuThread
 from vmm.kvm_cffi.uart import Uart, UartState
 from vmm.kvm_cffi.vcpu import Vcpu
+from vmm.kvm_cffi.virtqueue import Virtqueue, VirtqueueChain
 from vmm.kvm_cffi.vm import Vm
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "ExitKind",
     "ExitRouter",
     "Fpu",
+    "GuestMemoryMap",
     "Kvm",
     "Loop",
     "Mechanism",
@@ -56,6 +59,8 @@ __all__ = [
     "UartState",
     "Vcpu",
     "VcpuThread",
+    "Virtqueue",
+    "VirtqueueChain",
     "Vm",
     "address_of",
     "bind_to_numa_node",

@@ -1,0 +1,46 @@
+"""The table of guest RAM that device code in C works with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.errors import InternalError
+from vmm.kvm_cffi._kvm import ffi, lib
+from vmm.kvm_cffi.mechanisms import allocated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ADDRESS_SPACE = 1 << 64
+
+
+class GuestMemoryMap:
+    """Where guest RAM is in this process: made of (guest address, bytes, host address) regions.
+
+    The memory is its owner's and must outlive the map and every queue made with it. Raises:
+    InternalError when a region is empty, overlaps another, or leaves the address space.
+    """
+
+    def __init__(self, regions: Iterable[tuple[int, int, int]]) -> None:
+        self.regions = tuple(sorted(regions))
+        end = 0
+        for gpa, size, hva in self.regions:
+            if gpa < end or size < 1 or gpa + size >= ADDRESS_SPACE or not 0 < hva < ADDRESS_SPACE:
+                raise InternalError(
+                    f"Guest memory {gpa:#x}+{size:#x} at {hva:#x} is no region of its own below "
+                    f"2**64, or follows one that ends at {end:#x}; give disjoint ones"
+                )
+            end = gpa + size
+        table = ffi.new("struct vk_memory_region[]", len(self.regions))
+        for at, region in enumerate(self.regions):
+            table[at].gpa, table[at].size, table[at].hva = region
+        made = lib.vk_memory_new(table, len(self.regions))
+        self.handle = ffi.gc(allocated(made), lib.vk_memory_free)
+        """The C object, ``vk_memory *``."""
+
+    def translate(self, gpa: int, size: int) -> int | None:
+        """The host address of ``size`` bytes; None when they are not all in one region."""
+        if not (0 <= gpa < ADDRESS_SPACE and 0 < size < ADDRESS_SPACE):
+            return None
+        found = lib.vk_memory_translate(self.handle, gpa, size)
+        return None if found == ffi.NULL else int(ffi.cast("uintptr_t", found))
