@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench import qemu
-from tools.bench.connection import PING, Connection
+from tools.bench.connection import PING, Connection, connected
 from tools.bench.errors import BenchError
 
 REPLY = b"HTTP/1.1 200 \r\nContent-Length: 5\r\ndate: today\r\n\r\nhello"
@@ -67,3 +67,8 @@ def test_qmp_error_is_no_reply(ends: tuple[Connection, socket.socket]) -> None:
 
     with pytest.raises(BenchError, match="answered query-status with"):
         qemu.execute(connection, "query-status")
+
+
+def test_server_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="is gone: No such file"), connected(tmp_path / "socket"):
+        pass

@@ -74,10 +74,13 @@ class Connection:
 
 @contextmanager
 def connected(path: Path) -> Iterator[Connection]:
-    """Connect to a socket that is there. Raises: OSError."""
+    """Connect to a socket that is there. Raises: BenchError when its server is gone."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE_S)
-        client.connect(str(path))
+        try:
+            client.connect(str(path))
+        except OSError as error:
+            raise BenchError(f"The server at {path} is gone: {error.strerror}") from error
         yield Connection(client, path)
 
 
