@@ -57,7 +57,7 @@ async def run_vmm(invocation: Invocation) -> int:
         owner = VmOwner(
             events=events,
             open_consoles=open_consoles,
-            open_machine=open_machine,
+            open_machine=partial(open_machine, events=events),
             no_shutdown=invocation.no_shutdown,
         )
         code = await _serve(owner, invocation, listener)

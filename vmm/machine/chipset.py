@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ from vmm.legacy import acpi_shutdown, cmos, debug_console, debug_port, fw_debug,
 from vmm.legacy.ioapic import Ioapic
 from vmm.machine.bus import AddressSpaces
 from vmm.machine.interrupts import Interrupts
+from vmm.machine.pci_bus import PciBus, segment_areas
 from vmm.pci.access import CONFIG_DATA_PORT, CONFIG_DATA_SIZE, ConfigPorts, Ecam
 from vmm.pci.segment import SHADOW_SIZE, Segment
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
     from vmm.machine.memory import GuestMemory
+    from vmm.machine.pci_bus import SegmentAreas
 
 PM_TIMER_PORT = 0x608
 PM_TIMER_SIZE = 4
@@ -68,7 +70,7 @@ class Chipset(NamedTuple):
     interrupts: Interrupts
     ioapic: Ioapic
     ged: GeneralEventDevice
-    segment: Segment
+    buses: tuple[PciBus, ...]
     tasks: tuple[Task, ...]
     device_tree: dict[str, dict[str, object]]
 
@@ -91,7 +93,8 @@ def open_chipset(
         spaces.claim_mmio(layout.IOAPIC, layout.IOAPIC_SIZE, ioapic)
         ged = GeneralEventDevice(interrupts.line(GED_IRQ))
         spaces.claim_mmio(areas.platform_page(GED_PAGE), REGISTER_SIZE, ged)
-        segment = _add_pci(stack, vm, router, spaces, next_slot=len(memory.regions))
+        shares = segment_areas(config, areas)
+        buses = _add_pci(stack, vm, router, spaces, shares, next_slot=len(memory.regions))
         _add_registers(router, spaces, memory, lifecycle)
         tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
         names = ["__ioapic"]
@@ -102,24 +105,35 @@ def open_chipset(
         tree: dict[str, dict[str, object]] = {
             name: {"id": name, "resources": [], "children": []} for name in names
         }
-        yield Chipset(spaces, interrupts, ioapic, ged, segment, tasks, tree)
+        yield Chipset(spaces, interrupts, ioapic, ged, buses, tasks, tree)
 
 
 def _add_pci(
-    stack: ExitStack, vm: Vm, router: ExitRouter, spaces: AddressSpaces, *, next_slot: int
-) -> Segment:
-    """Add PCI segment 0: one shadow of configuration space behind both ways to it."""
-    shadow = stack.enter_context(mmap.mmap(-1, SHADOW_SIZE))
+    stack: ExitStack,
+    vm: Vm,
+    router: ExitRouter,
+    spaces: AddressSpaces,
+    shares: Sequence[SegmentAreas],
+    *,
+    next_slot: int,
+) -> tuple[PciBus, ...]:
+    """Add the PCI segments: one shadow of configuration space behind all ways to it."""
+    size = SHADOW_SIZE * len(shares)
+    shadow = stack.enter_context(mmap.mmap(-1, size))
     view = stack.enter_context(memoryview(shadow))
-    segment = Segment(0, view)
-    stack.callback(segment.close)
     address = address_of(view)
-    vm.set_user_memory_region(next_slot, layout.ECAM, SHADOW_SIZE, address, read_only=True)
-    spaces.claim_mmio(layout.ECAM, SHADOW_SIZE, Ecam(segment))
+    vm.set_user_memory_region(next_slot, layout.ECAM, size, address, read_only=True)
+    buses = []
+    for id, share in enumerate(shares):
+        segment = Segment(id, view[SHADOW_SIZE * id : SHADOW_SIZE * (id + 1)])
+        stack.callback(segment.close)
+        spaces.claim_mmio(share.ecam.base, share.ecam.size, Ecam(segment))
+        buses.append(PciBus(segment, share, spaces))
     ports = ConfigAddress(address, SHADOW_SIZE)
-    spaces.ports.claim(CONFIG_DATA_PORT, CONFIG_DATA_SIZE, ConfigPorts(ports, segment))
+    first = buses[0].segment
+    spaces.ports.claim(CONFIG_DATA_PORT, CONFIG_DATA_SIZE, ConfigPorts(ports, first))
     router.map_pio(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_SIZE, ports)
-    return segment
+    return tuple(buses)
 
 
 def _add_registers(

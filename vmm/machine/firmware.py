@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from vmm.acpi import tables
 from vmm.acpi.machine import Machine, PciSegment
-from vmm.boot import layout
 from vmm.boot.assemble import BootFacts, Payload, prepare
 from vmm.boot.payload import open_payload
 from vmm.boot.smbios import SystemIdentity
 from vmm.errors import InternalError
 from vmm.machine.chipset import GED_IRQ, GED_PAGE
+from vmm.machine.pci_bus import segment_areas
 from vmm.pci.allocator import Span
 
 if TYPE_CHECKING:
@@ -48,16 +48,14 @@ def write(
 
 
 def _acpi_machine(config: VmConfig, cpus: Processors, areas: DeviceAreas) -> Machine:
-    segment = PciSegment(
-        0,
-        Span(layout.ECAM, layout.ECAM_SEGMENT_SIZE),
-        Span(*areas.mmio32),
-        Span(*areas.mmio64),
+    segments = tuple(
+        PciSegment(id, Span(*share.ecam), Span(*share.mmio32), Span(*share.mmio64))
+        for id, share in enumerate(segment_areas(config, areas))
     )
     return Machine(
         apic_ids=cpus.apic_ids,
         boot_vcpus=config.cpus.boot_vcpus,
-        segments=(segment,),
+        segments=segments,
         ged_address=areas.platform_page(GED_PAGE),
         ged_irq=GED_IRQ,
         has_serial=config.serial.mode != "Off",

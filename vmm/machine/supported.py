@@ -26,7 +26,6 @@ SECTIONS = {
     "watchdog": "--watchdog",
     "rtc": "--rtc",
     "pvpanic": "--pvpanic",
-    "pci_segments": "--pci-segment",
     "rate_limit_groups": "--rate-limit-group",
     "tpm": "--tpm",
     "landlock_enable": "--landlock",
@@ -47,8 +46,6 @@ def _missing(config: VmConfig) -> Iterator[str]:
         if getattr(config, name):
             yield _sentence(name, flag)
     default = type(config)()
-    if config.rng != default.rng:
-        yield _sentence("rng", "--rng")
     if config.console != default.console and config.console.mode not in ("Off", "Null"):
         yield _sentence(f"console.mode {config.console.mode}", "--console")
     memory = config.memory
@@ -63,8 +60,6 @@ def _missing_platform(config: VmConfig) -> Iterator[str]:
     platform = config.platform
     if platform is None:
         return
-    if platform.num_pci_segments > 1:
-        yield _sentence("platform.num_pci_segments above 1", "--platform num_pci_segments=…")
     for name in ("iommu_segments", "tdx", "sev_snp", "iommufd"):
         if getattr(platform, name):
             yield _sentence(f"platform.{name}", f"--platform {name}=…")

@@ -21,11 +21,23 @@ from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
 from vmm.config.validation import settle, validate
 from vmm.errors import HostError, InternalError
-from vmm.kvm_cffi import ClockData, ExitKind, ExitRouter, Kvm, VcpuThread, constants, host
+from vmm.events import EventSink
+from vmm.kvm_cffi import (
+    ClockData,
+    ExitKind,
+    ExitRouter,
+    GuestMemoryMap,
+    Kvm,
+    VcpuThread,
+    constants,
+    host,
+)
 from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
+from vmm.machine.devices import Devices, Wiring
 from vmm.machine.interrupts import IOAPIC_PINS
 from vmm.machine.memory import GuestMemory, zones_of
+from vmm.machine.sections import Board
 from vmm.machine.supported import check_supported
 from vmm.machine.vcpu import VcpuTask, pause_all
 
@@ -34,8 +46,9 @@ if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import Exit, Vcpu, Vm
     from vmm.machine.bus import AddressSpaces, Lifecycle
-    from vmm.machine.chipset import Chipset, Task
+    from vmm.machine.chipset import Chipset
     from vmm.machine.consoles import Consoles
+    from vmm.machine.sections import Events
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +61,17 @@ class VirtualMachine:
         vm: Vm,
         memory: GuestMemory,
         chipset: Chipset,
-        lifecycle: Lifecycle,
+        board: Board,
     ) -> None:
         self._vm = vm
         self._memory = memory
         self._chipset = chipset
-        self._lifecycle = lifecycle
+        self._lifecycle = board.lifecycle
+        self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
         self._vcpus: tuple[VcpuTask, ...] = ()
         self._clock = ClockData(0)
         self._failed = trio.Event()
-        self._failure: HostError | InternalError | None = None
+        self._failure: Exception | None = None
 
     @property
     def memory_actual_size(self) -> int:
@@ -67,12 +81,12 @@ class VirtualMachine:
     @property
     def device_tree(self) -> dict[str, dict[str, object]]:
         """The devices by name, as vm.info shows them."""
-        return self._chipset.device_tree
+        return self._chipset.device_tree | self._devices.tree
 
     @property
     def counters(self) -> dict[str, dict[str, int]]:
         """The devices that count, and what."""
-        return {}
+        return self._devices.counters
 
     async def pause(self) -> None:
         """Stop the vCPUs, and the guest's clock with them."""
@@ -114,9 +128,27 @@ class VirtualMachine:
                 reason = f"{exit_.kind.name} {exit_.value:#x} {[hex(word) for word in exit_.data]}"
                 self._fail(InternalError(f"vCPU {vcpu} cannot go on: {reason}"))
 
-    def _fail(self, failure: HostError | InternalError) -> None:
+    def _fail(self, failure: Exception) -> None:
         self._failure = self._failure or failure
         self._failed.set()
+
+    async def run_devices(
+        self, config: VmConfig, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Run the chipset's tasks and the devices of a configuration until ``scope`` is cancelled.
+
+        Raises: ConfigError (caller), HostError.
+        """
+        with scope:
+            async with trio.open_nursery() as nursery:
+                for task in self._chipset.tasks:
+                    await nursery.start(task.run)
+                async with self._devices.running(config, nursery):
+                    task_status.started()
+                    # Whoever was cancelled while this started never learns that it did.
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    scope.shield = True
+                    await trio.sleep_forever()
 
     async def run_vcpus(self, vcpus: Sequence[VcpuTask], nursery: trio.Nursery) -> None:
         """Start the vCPUs' tasks, and the one that ends the machine when one of them fails."""
@@ -133,9 +165,11 @@ class VirtualMachine:
 
 @asynccontextmanager
 async def open_machine(
-    config: VmConfig, consoles: Consoles, lifecycle: Lifecycle
+    config: VmConfig, consoles: Consoles, lifecycle: Lifecycle, events: Events | None = None
 ) -> AsyncIterator[VirtualMachine]:
     """Build the machine of a configuration and let it run until the scope is left.
+
+    ``events`` hears of the devices; without it the log does.
 
     Raises: ConfigError (caller), HostError; nothing is left behind then.
     """
@@ -160,7 +194,9 @@ async def open_machine(
         )
         entry = firmware.write(memory, config, cpus, areas)
         vcpus = stack.enter_context(processors.create(vm, cpus, entry))
-        machine = VirtualMachine(vm, memory, chipset, lifecycle)
+        memory_map = GuestMemoryMap((each.gpa, each.size, each.hva) for each in memory.regions)
+        board = Board(memory, memory_map, consoles, lifecycle, events or EventSink())
+        machine = VirtualMachine(vm, memory, chipset, board)
         tasks = list(_vcpu_tasks(stack, vcpus, router, machine, chipset.spaces, config.cpus))
         if config.cpus.core_scheduling == "Vm":
             host.create_core_scheduling_cookie(0)
@@ -168,7 +204,7 @@ async def open_machine(
             # A device outlives the vCPUs, so that what they wrote last still goes out: whoever
             # cancels this machine, the devices are cancelled as soon as the vCPUs have ended.
             devices = trio.CancelScope()
-            await nursery.start(_run_devices, chipset.tasks, devices)
+            await nursery.start(machine.run_devices, config, devices)
             try:
                 async with trio.open_nursery() as running:
                     await machine.run_vcpus(tasks, running)
@@ -203,16 +239,3 @@ def _vcpu_tasks(
         stack.enter_context(thread)
         ports, mmio = spaces.ports, spaces.mmio
         yield VcpuTask(thread, index, ports=ports, mmio=mmio, sink=machine, host_cpus=host_cpus)
-
-
-async def _run_devices(
-    tasks: Sequence[Task], scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
-) -> None:
-    with scope:
-        async with trio.open_nursery() as nursery:
-            for task in tasks:
-                await nursery.start(task.run)
-            task_status.started()
-            # Whoever was cancelled while this started never learns that it did.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            scope.shield = True

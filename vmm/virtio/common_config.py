@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vmm.virtio.device import QueueConfig
+from vmm.virtio.queue import QueueState
 from vmm.virtio.spec import (
     COMMON_CONFIG_SIZE,
     COMMON_CONFIG_SIZE_WITH_RESET,
@@ -172,12 +172,22 @@ class CommonConfig:
             queue.is_resetting = False
         self.refresh()
 
-    def queue(self, index: int) -> QueueConfig | None:
-        """What the driver programmed for a queue; None when it is not enabled."""
+    def queue(self, index: int) -> QueueState | None:
+        """A queue as the driver set it up; None when it is not enabled."""
         queue = self._queues[index]
         if not queue.is_enabled:
             return None
-        return QueueConfig(index, queue.size, queue.desc, queue.driver, queue.device)
+        accepted = self._negotiation.accepted
+        return QueueState.fresh(
+            index,
+            queue.size,
+            queue.desc,
+            queue.driver,
+            queue.device,
+            is_packed=bool(accepted & Feature.RING_PACKED),
+            has_event_idx=bool(accepted & Feature.RING_EVENT_IDX),
+            has_indirect=bool(accepted & Feature.RING_INDIRECT_DESC),
+        )
 
     @property
     def _selected(self) -> QueueRegisters | None:

@@ -12,14 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
 import trio
 
 from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
-    from vmm.virtio.queue import Chain, Queue
+    from vmm.virtio.chain import Chain
+    from vmm.virtio.queue import Queue
 
 BATCH = 64
 """Chains that one wake serves before the loop gets its turn."""
@@ -30,16 +31,6 @@ class Memory(Protocol):
 
     def read(self, gpa: int, size: int) -> bytes: ...
     def write(self, gpa: int, data: bytes | memoryview) -> None: ...
-
-
-class QueueConfig(NamedTuple):
-    """What the driver programmed for one queue; the addresses are guest-physical."""
-
-    number: int
-    size: int
-    desc: int
-    driver: int
-    device: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +136,7 @@ async def serve_chains(queue: Queue, handle: Callable[[Chain], Awaitable[int]]) 
 
     One wake serves all there is and interrupts once. For slow devices: the chains are Python's.
     Raises: GuestError when the driver broke the ring, and whatever ``handle`` raises.
-    Cancel: not while a chain is handled; ``handle`` has to bound that.
+    Cancel: a chain that ``handle`` was cancelled over is given back, to be handled once more.
     """
     while True:
         queue.suppress()
@@ -160,8 +151,11 @@ async def _serve_batch(queue: Queue, handle: Callable[[Chain], Awaitable[int]]) 
     served = 0
     try:
         while served < BATCH and (chain := queue.pop()) is not None:
-            with trio.CancelScope(shield=True):
+            try:
                 written = await handle(chain)
+            except trio.Cancelled:
+                queue.unpop(chain)
+                raise
             queue.push(chain, written)
             served += 1
     finally:

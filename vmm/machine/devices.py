@@ -1,0 +1,197 @@
+"""The PCI devices of a running machine: plugged at boot or later, each in a scope of its own.
+
+A device's scope holds its host resources, its interrupts and doorbells, its place on the bus and
+its tasks; leaving it unplugs the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from vmm.machine.doorbells import Doorbells
+from vmm.machine.msi import MsixSources
+from vmm.machine.scope import Scope, enter
+from vmm.machine.sections import SECTIONS, Board, Section
+from vmm.pci.bar import BarKind
+from vmm.virtio import pci_transport
+from vmm.virtio.pci_transport import Surroundings, VirtioPci
+
+if TYPE_CHECKING:
+    from vmm.config.pci import PciSlot
+    from vmm.config.vm import VmConfig
+    from vmm.kvm_cffi import Vm
+    from vmm.machine.interrupts import Interrupts
+    from vmm.machine.pci_bus import PciBus
+    from vmm.pci.bdf import Bdf
+    from vmm.virtio.device import VirtioDevice
+
+_BAR_NAMES = {BarKind.IO: "Io", BarKind.MEMORY32: "Mmio32", BarKind.MEMORY64: "Mmio64"}
+
+
+class Plugged(NamedTuple):
+    """A device on the bus; ``base`` is where its BAR was placed."""
+
+    device: VirtioDevice
+    bdf: Bdf
+    bar: BarKind
+    base: int
+
+    def nodes(self) -> Iterator[dict[str, object]]:
+        """Its part of the device tree: the device, and the transport it hangs on."""
+        transport = f"_virtio-pci-{self.device.id}"
+        bar = {
+            "index": pci_transport.BAR_INDEX,
+            "base": self.base,
+            "size": pci_transport.BAR_SIZE,
+            "type_": _BAR_NAMES[self.bar],
+            "prefetchable": False,
+        }
+        yield {"id": self.device.id, "resources": [], "parent": transport, "children": []}
+        yield {
+            "id": transport,
+            "resources": [{"PciBar": bar}],
+            "children": [self.device.id],
+            "pci_bdf": str(self.bdf),
+        }
+
+
+class Wiring(NamedTuple):
+    """What of the machine every device is connected to."""
+
+    vm: Vm
+    interrupts: Interrupts
+    buses: Sequence[PciBus]
+    board: Board
+
+
+class Devices:
+    """All devices of one machine, by name."""
+
+    def __init__(self, wiring: Wiring, on_failure: Callable[[Exception], None]) -> None:
+        self._wiring = wiring
+        self._on_failure = on_failure
+        self._plugged: dict[str, Scope[Plugged]] = {}
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def tree(self) -> dict[str, dict[str, object]]:
+        """The devices and their transports by name, as vm.info shows them."""
+        nodes = [node for scope in self._plugged.values() for node in scope.value.nodes()]
+        return {str(node["id"]): node for node in nodes}
+
+    @property
+    def counters(self) -> dict[str, dict[str, int]]:
+        """The devices that count, and what."""
+        counted = {name: scope.value.device.counters for name, scope in self._plugged.items()}
+        return {name: counters for name, counters in counted.items() if counters}
+
+    @asynccontextmanager
+    async def running(self, config: VmConfig, nursery: trio.Nursery) -> AsyncIterator[None]:
+        """Plug the devices of a configuration, in ``nursery``; leaving unplugs all there are.
+
+        Raises: ConfigError (caller), HostError.
+        """
+        self._nursery = nursery
+        try:
+            self._reserve_slots(config)
+            names = DeviceNames(config)
+            for section in SECTIONS:
+                for entry in section.entries(config):
+                    await self.plug(section, entry, names.name(section, entry), at_boot=True)
+            yield
+        finally:
+            # Bounded: a device's I/O in flight has a deadline of its own.
+            with trio.CancelScope(shield=True):
+                for name in reversed(list(self._plugged)):
+                    await self.unplug(name)
+
+    async def plug(
+        self, section: Section, entry: PciSlot, name: str, *, at_boot: bool = False
+    ) -> Plugged:
+        """Put one device on its bus. Raises: ConfigError (caller), HostError."""
+        assert self._nursery is not None, "devices are plugged while the machine runs"
+        context = self._open(section, entry, name, at_boot=at_boot)
+        scope = await enter(self._nursery, context, self._on_failure)
+        self._plugged[name] = scope
+        return scope.value
+
+    async def unplug(self, name: str) -> None:
+        """Take a device from its bus and give back what it held."""
+        await self._plugged[name].leave()
+        del self._plugged[name]
+
+    def _reserve_slots(self, config: VmConfig) -> None:
+        """Keep the slots that devices ask for from those that take any."""
+        for section in SECTIONS:
+            for entry in section.entries(config):
+                if entry.pci_device_id is not None:
+                    self._bus(entry).segment.reserve(entry.pci_device_id)
+
+    def _bus(self, entry: PciSlot) -> PciBus:
+        return self._wiring.buses[entry.pci_segment]
+
+    @asynccontextmanager
+    async def _open(
+        self, section: Section, entry: PciSlot, name: str, *, at_boot: bool
+    ) -> AsyncIterator[Plugged]:
+        wiring, bus = self._wiring, self._bus(entry)
+        is_low = section.has_low_bar and at_boot and bus.segment.id == 0
+        kind = BarKind.MEMORY32 if is_low else BarKind.MEMORY64
+        async with AsyncExitStack() as stack:
+            device = await stack.enter_async_context(section.open(entry, name, wiring.board))
+            queues = len(device.queue_sizes)
+            doorbells = Doorbells(
+                wiring.vm,
+                queues,
+                offset=pci_transport.NOTIFY,
+                stride=pci_transport.NOTIFY_STRIDE,
+            )
+            stack.enter_context(doorbells)
+            sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
+            size, alignment = pci_transport.BAR_SIZE, pci_transport.BAR_ALIGNMENT
+            window = stack.enter_context(bus.open_window(kind, size, alignment, doorbells))
+            around = Surroundings(
+                memory=wiring.board.memory,
+                open_queue=wiring.board.open_queue,
+                kicks=doorbells.fds,
+                sources=sources,
+                window=window,
+                events=wiring.board.events,
+            )
+            transport = VirtioPci(device, around, kind, base := window.address)
+            bdf = bus.segment.add(transport, entry.pci_device_id)
+            stack.callback(bus.segment.remove, bdf.device)
+            window.serve(transport)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(transport.runner.run)
+                yield Plugged(device, bdf, kind, base)
+                nursery.cancel_scope.cancel()
+
+
+class DeviceNames:
+    """Names for the devices that have none: one counter for all, past names that are taken."""
+
+    def __init__(self, config: VmConfig) -> None:
+        self._taken = {
+            entry.id
+            for section in SECTIONS
+            for entry in section.entries(config)
+            if section.is_list and entry.id is not None
+        }
+        self._next = 0
+
+    def name(self, section: Section, entry: PciSlot) -> str:
+        """The name of an entry's device."""
+        if not section.is_list:
+            return section.name
+        if entry.id is not None:
+            return entry.id
+        while True:
+            name = f"{section.name}{self._next}"
+            self._next += 1
+            if name not in self._taken:
+                return name

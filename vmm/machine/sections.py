@@ -1,0 +1,96 @@
+"""Which section of the configuration becomes which device, and how its host resources are opened.
+
+``SECTIONS`` is in the order in which devices are made at boot, which decides their PCI slots. To
+add a device: a function that opens it, and a row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from vmm.errors import HostError
+from vmm.kvm_cffi import Virtqueue
+from vmm.virtio.rng import Rng
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.config.pci import PciSlot
+    from vmm.config.rng import RngConfig
+    from vmm.config.vm import VmConfig
+    from vmm.kvm_cffi import GuestMemoryMap
+    from vmm.machine.bus import Lifecycle
+    from vmm.machine.consoles import Consoles
+    from vmm.machine.memory import GuestMemory
+    from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.queue import Queue, QueueState
+
+
+class Events(Protocol):
+    """Who is told of what happened."""
+
+    def emit(
+        self, source: str, event: str, properties: Mapping[str, str] | None = None
+    ) -> None: ...
+
+
+class Board(NamedTuple):
+    """What of the machine a device may be given when it is opened.
+
+    ``memory_map`` is the same memory for device code in C.
+    """
+
+    memory: GuestMemory
+    memory_map: GuestMemoryMap
+    consoles: Consoles
+    lifecycle: Lifecycle
+    events: Events
+
+    def open_queue(self, state: QueueState, *, kick_fd: int, interrupt_fd: int) -> Queue:
+        """Make the device's side of a queue. Raises: GuestError when it cannot be one."""
+        return Virtqueue(self.memory_map, state, kick_fd=kick_fd, interrupt_fd=interrupt_fd)
+
+
+Opener = Callable[[Any, str, Board], AbstractAsyncContextManager["VirtioDevice"]]
+"""Opens what a section's entry names and makes the device, which gets the id given.
+
+Raises: ConfigError (caller), HostError.
+"""
+
+
+class Section(NamedTuple):
+    """A section of the configuration.
+
+    ``name`` is the device's, or for a list the beginning of the names of those that have none.
+    ``has_low_bar`` puts the BARs of its devices, if they are there at boot, where firmware that
+    only knows 32-bit addresses reaches them.
+    """
+
+    field: str
+    name: str
+    entries: Callable[[VmConfig], Iterable[PciSlot]]
+    open: Opener
+    is_list: bool = False
+    has_low_bar: bool = False
+
+
+@asynccontextmanager
+async def open_rng(config: RngConfig, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+    """The entropy device over its source. Raises: HostError."""
+    try:
+        fd = os.open(config.src, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        hint = "give rng.src (--rng src=…) a source that can be read, such as /dev/urandom"
+        raise HostError.from_os_error(
+            "open of the entropy source", error, path=config.src, hint=hint
+        ) from error
+    try:
+        yield Rng(id, fd, config.src)
+    finally:
+        os.close(fd)
+
+
+SECTIONS: tuple[Section, ...] = (Section("rng", "__rng", lambda config: (config.rng,), open_rng),)
