@@ -208,14 +208,16 @@ class GuestMemory:
 
     def read(self, gpa: int, size: int) -> bytes:
         """Copy ``size`` bytes out. Raises: GuestError when a byte of them is not RAM."""
-        return b"".join(bytes(piece) for piece in self._pieces(gpa, size))
+        with self._pieces(gpa, size) as pieces:
+            return b"".join(pieces)
 
     def write(self, gpa: int, data: bytes | memoryview) -> None:
         """Copy bytes in; nothing is written when a byte would miss RAM. Raises: GuestError."""
         source = memoryview(data)
-        for piece in self._pieces(gpa, len(source)):
-            piece[:] = source[: len(piece)]
-            source = source[len(piece) :]
+        with self._pieces(gpa, len(source)) as pieces:
+            for piece in pieces:
+                piece[:] = source[: len(piece)]
+                source = source[len(piece) :]
 
     def write_from_file(
         self, gpa: int, size: int, file: io.BufferedIOBase | io.RawIOBase, offset: int
@@ -225,38 +227,51 @@ class GuestMemory:
         Raises: GuestError when a byte would miss RAM, ConfigError when the file is shorter,
         HostError when it cannot be read.
         """
-        for piece in self._pieces(gpa, size):
-            done = 0
-            while done < len(piece):
-                with piece[done:] as rest:
-                    try:
-                        count = os.preadv(file.fileno(), [rest], offset)
-                    except OSError as error:
-                        raise HostError.from_os_error(
-                            "read", error, path=str(getattr(file, "name", "?"))
-                        ) from error
-                if count == 0:
-                    raise ConfigError(
-                        f"{getattr(file, 'name', 'The file')} ends at byte {offset}, "
-                        f"{len(piece) - done} bytes before its own headers say; use an intact file"
-                    )
-                done += count
-                offset += count
+        with self._pieces(gpa, size) as pieces:
+            for piece in pieces:
+                _fill_from_file(piece, file, offset)
+                offset += len(piece)
 
-    def _pieces(self, gpa: int, size: int) -> list[memoryview]:
-        """The views that cover a range of guest memory, checked whole before any is used."""
-        pieces = []
-        while size > 0:
-            at = bisect_right(self._bases, gpa) - 1
-            region = self.regions[at] if at >= 0 else None
-            if region is None or gpa >= region.gpa + region.size:
-                raise GuestError(f"Guest address {gpa:#x} is not RAM")
-            start = gpa - region.gpa
-            taken = min(size, region.size - start)
-            pieces.append(region.view[start : start + taken])
-            gpa += taken
-            size -= taken
-        return pieces
+    @contextlib.contextmanager
+    def _pieces(self, gpa: int, size: int) -> Iterator[list[memoryview]]:
+        """The views that cover a range of guest memory, checked whole before any is used.
+
+        They are released at the end of the block: one that an error's traceback kept alive would
+        keep the memory from being unmapped.
+        """
+        with contextlib.ExitStack() as views:
+            pieces = []
+            while size > 0:
+                at = bisect_right(self._bases, gpa) - 1
+                region = self.regions[at] if at >= 0 else None
+                if region is None or gpa >= region.gpa + region.size:
+                    raise GuestError(f"Guest address {gpa:#x} is not RAM")
+                start = gpa - region.gpa
+                taken = min(size, region.size - start)
+                pieces.append(views.enter_context(region.view[start : start + taken]))
+                gpa += taken
+                size -= taken
+            yield pieces
+
+
+def _fill_from_file(
+    target: memoryview, file: io.BufferedIOBase | io.RawIOBase, offset: int
+) -> None:
+    done = 0
+    while done < len(target):
+        with target[done:] as rest:
+            try:
+                count = os.preadv(file.fileno(), [rest], offset + done)
+            except OSError as error:
+                raise HostError.from_os_error(
+                    "read", error, path=str(getattr(file, "name", "?"))
+                ) from error
+        if count == 0:
+            raise ConfigError(
+                f"{getattr(file, 'name', 'The file')} ends at byte {offset + done}, "
+                f"{len(target) - done} bytes before its own headers say; use an intact file"
+            )
+        done += count
 
 
 def _merged(regions: Sequence[Region]) -> tuple[RamRange, ...]:
