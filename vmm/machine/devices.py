@@ -6,66 +6,22 @@ its tasks; leaving it unplugs the device.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
-from vmm.machine.doorbells import Doorbells
-from vmm.machine.msi import MsixSources
+from vmm.machine.plug import Plugged, Wiring, plug_registers, plug_virtio
 from vmm.machine.scope import Scope, enter
-from vmm.machine.sections import SECTIONS, Board, Section
+from vmm.machine.sections import SECTIONS, Section
 from vmm.pci.bar import BarKind
-from vmm.virtio import pci_transport
-from vmm.virtio.pci_transport import Surroundings, VirtioPci
+from vmm.virtio.device import VirtioDevice
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
-    from vmm.kvm_cffi import Vm
-    from vmm.machine.interrupts import Interrupts
     from vmm.machine.pci_bus import PciBus
-    from vmm.pci.bdf import Bdf
-    from vmm.virtio.device import VirtioDevice
-
-_BAR_NAMES = {BarKind.IO: "Io", BarKind.MEMORY32: "Mmio32", BarKind.MEMORY64: "Mmio64"}
-
-
-class Plugged(NamedTuple):
-    """A device on the bus; ``base`` is where its BAR was placed."""
-
-    device: VirtioDevice
-    bdf: Bdf
-    bar: BarKind
-    base: int
-
-    def nodes(self) -> Iterator[dict[str, object]]:
-        """Its part of the device tree: the device, and the transport it hangs on."""
-        transport = f"_virtio-pci-{self.device.id}"
-        bar = {
-            "index": pci_transport.BAR_INDEX,
-            "base": self.base,
-            "size": pci_transport.BAR_SIZE,
-            "type_": _BAR_NAMES[self.bar],
-            "prefetchable": False,
-        }
-        yield {"id": self.device.id, "resources": [], "parent": transport, "children": []}
-        yield {
-            "id": transport,
-            "resources": [{"PciBar": bar}],
-            "children": [self.device.id],
-            "pci_bdf": str(self.bdf),
-        }
-
-
-class Wiring(NamedTuple):
-    """What of the machine every device is connected to."""
-
-    vm: Vm
-    interrupts: Interrupts
-    buses: Sequence[PciBus]
-    board: Board
 
 
 class Devices:
@@ -80,13 +36,13 @@ class Devices:
     @property
     def tree(self) -> dict[str, dict[str, object]]:
         """The devices and their transports by name, as vm.info shows them."""
-        nodes = [node for scope in self._plugged.values() for node in scope.value.nodes()]
+        nodes = [node for scope in self._plugged.values() for node in scope.value.nodes]
         return {str(node["id"]): node for node in nodes}
 
     @property
     def counters(self) -> dict[str, dict[str, int]]:
         """The devices that count, and what."""
-        counted = {name: scope.value.device.counters for name, scope in self._plugged.items()}
+        counted = {name: scope.value.counters for name, scope in self._plugged.items()}
         return {name: counters for name, counters in counted.items() if counters}
 
     @asynccontextmanager
@@ -138,38 +94,17 @@ class Devices:
     async def _open(
         self, section: Section, entry: PciSlot, name: str, *, at_boot: bool
     ) -> AsyncIterator[Plugged]:
-        wiring, bus = self._wiring, self._bus(entry)
+        bus = self._bus(entry)
         is_low = section.has_low_bar and at_boot and bus.segment.id == 0
         kind = BarKind.MEMORY32 if is_low else BarKind.MEMORY64
-        async with AsyncExitStack() as stack:
-            device = await stack.enter_async_context(section.open(entry, name, wiring.board))
-            queues = len(device.queue_sizes)
-            doorbells = Doorbells(
-                wiring.vm,
-                queues,
-                offset=pci_transport.NOTIFY,
-                stride=pci_transport.NOTIFY_STRIDE,
-            )
-            stack.enter_context(doorbells)
-            sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
-            size, alignment = pci_transport.BAR_SIZE, pci_transport.BAR_ALIGNMENT
-            window = stack.enter_context(bus.open_window(kind, size, alignment, doorbells))
-            around = Surroundings(
-                memory=wiring.board.memory,
-                open_queue=wiring.board.open_queue,
-                kicks=doorbells.fds,
-                sources=sources,
-                window=window,
-                events=wiring.board.events,
-            )
-            transport = VirtioPci(device, around, kind, base := window.address)
-            bdf = bus.segment.add(transport, entry.pci_device_id)
-            stack.callback(bus.segment.remove, bdf.device)
-            window.serve(transport)
-            async with trio.open_nursery() as nursery:
-                await nursery.start(transport.runner.run)
-                yield Plugged(device, bdf, kind, base)
-                nursery.cancel_scope.cancel()
+        slot = entry.pci_device_id
+        async with section.open(entry, name, self._wiring.board) as device:
+            if isinstance(device, VirtioDevice):
+                async with plug_virtio(device, self._wiring, bus, slot, kind) as plugged:
+                    yield plugged
+            else:
+                with plug_registers(device, bus, slot) as plugged:
+                    yield plugged
 
 
 class DeviceNames:

@@ -18,6 +18,8 @@ from vmm.virtio.rng import Rng
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import trio
+
     from vmm.config.pci import PciSlot
     from vmm.config.rng import RngConfig
     from vmm.config.vm import VmConfig
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
     from vmm.machine.memory import GuestMemory
+    from vmm.pci.bar import Bar
+    from vmm.pci.configuration import Configuration
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.queue import Queue, QueueState
 
@@ -54,7 +58,29 @@ class Board(NamedTuple):
         return Virtqueue(self.memory_map, state, kick_fd=kick_fd, interrupt_fd=interrupt_fd)
 
 
-Opener = Callable[[Any, str, Board], AbstractAsyncContextManager["VirtioDevice"]]
+class RegisterFunction(Protocol):
+    """A PCI function that is no virtio device: one BAR with registers, not placed yet.
+
+    It is an IoHandler of that BAR.
+    """
+
+    @property
+    def id(self) -> str:
+        """Its name in the device tree."""
+
+    @property
+    def configuration(self) -> Configuration:
+        """Its configuration space."""
+
+    @property
+    def bar(self) -> Bar:
+        """Its BAR."""
+
+    def read(self, offset: int, size: int) -> int: ...
+    def write(self, offset: int, size: int, value: int) -> trio.Event | None: ...
+
+
+Opener = Callable[[Any, str, Board], AbstractAsyncContextManager["VirtioDevice | RegisterFunction"]]
 """Opens what a section's entry names and makes the device, which gets the id given.
 
 Raises: ConfigError (caller), HostError.

@@ -34,9 +34,10 @@ from vmm.kvm_cffi import (
 )
 from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
-from vmm.machine.devices import Devices, Wiring
+from vmm.machine.devices import Devices
 from vmm.machine.interrupts import IOAPIC_PINS
 from vmm.machine.memory import GuestMemory, zones_of
+from vmm.machine.plug import Wiring
 from vmm.machine.sections import Board
 from vmm.machine.supported import check_supported
 from vmm.machine.vcpu import VcpuTask, pause_all

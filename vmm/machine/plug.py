@@ -1,0 +1,158 @@
+"""How one opened device is put on its bus: addresses, interrupts, doorbells, a slot, a task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from vmm.machine.doorbells import Doorbells
+from vmm.machine.msi import MsixSources
+from vmm.pci.bar import Bar, BarKind
+from vmm.pci.configuration import BarMoved, Configuration
+from vmm.virtio.device import VirtioDevice
+from vmm.virtio.pci_transport import (
+    BAR_ALIGNMENT,
+    BAR_SIZE,
+    NOTIFY,
+    NOTIFY_STRIDE,
+    Surroundings,
+    VirtioPci,
+)
+
+if TYPE_CHECKING:
+    from vmm.kvm_cffi import Vm
+    from vmm.machine.interrupts import Interrupts
+    from vmm.machine.pci_bus import BarWindow, PciBus
+    from vmm.machine.sections import Board, RegisterFunction
+    from vmm.pci.bdf import Bdf
+    from vmm.pci.segment import Function
+
+_BAR_NAMES = {BarKind.IO: "Io", BarKind.MEMORY32: "Mmio32", BarKind.MEMORY64: "Mmio64"}
+
+Node = dict[str, object]
+"""A device in the tree of vm.info."""
+
+
+class Wiring(NamedTuple):
+    """What of the machine every device is connected to."""
+
+    vm: Vm
+    interrupts: Interrupts
+    buses: Sequence[PciBus]
+    board: Board
+
+
+class Plugged(NamedTuple):
+    """A device on its bus, and its part of the device tree."""
+
+    device: VirtioDevice | RegisterFunction
+    bdf: Bdf
+    nodes: tuple[Node, ...]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What it counts."""
+        return self.device.counters if isinstance(self.device, VirtioDevice) else {}
+
+
+@asynccontextmanager
+async def plug_virtio(
+    device: VirtioDevice, wiring: Wiring, bus: PciBus, slot: int | None, kind: BarKind
+) -> AsyncIterator[Plugged]:
+    """Put a virtio device on a bus and run it. Raises: ConfigError (caller), HostError."""
+    queues = len(device.queue_sizes)
+    with ExitStack() as stack:
+        doorbells = Doorbells(wiring.vm, queues, offset=NOTIFY, stride=NOTIFY_STRIDE)
+        stack.enter_context(doorbells)
+        sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
+        window = stack.enter_context(bus.open_window(kind, BAR_SIZE, BAR_ALIGNMENT, doorbells))
+        around = Surroundings(
+            memory=wiring.board.memory,
+            open_queue=wiring.board.open_queue,
+            kicks=doorbells.fds,
+            sources=sources,
+            window=window,
+            events=wiring.board.events,
+        )
+        base = window.address
+        transport = VirtioPci(device, around, kind, base)
+        bdf = stack.enter_context(_slot(bus, transport, slot))
+        window.serve(transport)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(transport.runner.run)
+            yield Plugged(device, bdf, _virtio_nodes(device.id, transport.bar, base, bdf))
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def plug_registers(device: RegisterFunction, bus: PciBus, slot: int | None) -> Iterator[Plugged]:
+    """Put a function that only has registers on a bus. Raises: ConfigError (caller)."""
+    bar = device.bar
+    with ExitStack() as stack:
+        window = stack.enter_context(bus.open_window(bar.kind, bar.size, bar.size))
+        base = window.address
+        device.configuration.add_bar(bar, base)
+        bdf = stack.enter_context(_slot(bus, _Registers(device, window), slot))
+        window.serve(device)
+        node: Node = {
+            "id": device.id,
+            "resources": [_resource(bar, base)],
+            "children": [],
+            "pci_bdf": str(bdf),
+        }
+        yield Plugged(device, bdf, (node,))
+
+
+class _Registers:
+    """The configuration space of a function whose one BAR follows the guest's wishes."""
+
+    def __init__(self, device: RegisterFunction, window: BarWindow) -> None:
+        self._device = device
+        self._window = window
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._device.configuration
+
+    def write_configuration(self, offset: int, size: int, value: int) -> None:
+        for event in self._device.configuration.write(offset, size, value):
+            if isinstance(event, BarMoved):
+                self._window.move(event.new)
+
+
+@contextmanager
+def _slot(bus: PciBus, function: Function, slot: int | None) -> Iterator[Bdf]:
+    bdf = bus.segment.add(function, slot)
+    try:
+        yield bdf
+    finally:
+        bus.segment.remove(bdf.device)
+
+
+def _virtio_nodes(id: str, bar: Bar, base: int, bdf: Bdf) -> tuple[Node, Node]:
+    """The device, and the transport it hangs on."""
+    transport = f"_virtio-pci-{id}"
+    return (
+        {"id": id, "resources": [], "parent": transport, "children": []},
+        {
+            "id": transport,
+            "resources": [_resource(bar, base)],
+            "children": [id],
+            "pci_bdf": str(bdf),
+        },
+    )
+
+
+def _resource(bar: Bar, base: int) -> Node:
+    return {
+        "PciBar": {
+            "index": bar.index,
+            "base": base,
+            "size": bar.size,
+            "type_": _BAR_NAMES[bar.kind],
+            "prefetchable": False,
+        }
+    }
