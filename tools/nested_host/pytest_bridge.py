@@ -66,9 +66,9 @@ class GuestBridge:
                 reports = [self._restore(data) for data in self._inner.reports_of(item.nodeid)]
             except InnerPytestDied as death:
                 self._stop()
-                if not death.has_reported:
-                    self._broken = str(death)
                 if not death.is_host:
+                    if not death.has_reported:
+                        self._broken = str(death)
                     yield failure(item, str(death))
                     return
                 self._deaths.append(item.nodeid)
@@ -84,6 +84,8 @@ class GuestBridge:
     def _restore(self, data: dict[str, Any]) -> pytest.TestReport:
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
         assert isinstance(report, pytest.TestReport)
+        if isinstance(report.longrepr, list):
+            report.longrepr = tuple(report.longrepr)  # where a test was skipped; JSON has no tuples
         return report
 
     def _stop(self) -> None:

@@ -121,8 +121,10 @@ def unpack_debian(archive: Path) -> None:
         raise NestedHostError("No Debian mirror for bookworm is known; add one to /etc/apt.")
     sources = archive.with_name("debian.sources")
     sources.write_text(to_deb822(source))
+    # No script of a package runs, so that without root no chroot, thus no namespace, is needed.
+    mode = "root" if os.geteuid() == 0 else "chrootless"
     run(
-        "mmdebstrap", f"--mode={'root' if os.geteuid() == 0 else 'unshare'}", "--variant=extract",
+        "mmdebstrap", f"--mode={mode}", "--variant=extract",
         "--quiet", f"--include={','.join(PACKAGES)}", "--aptopt=APT::Install-Recommends false",
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in EXCLUDED),
         "bookworm", str(archive), str(sources),
