@@ -237,3 +237,84 @@ void *vk_chain_buffer(const vk_chain *chain, uint32_t at, uint64_t *size);
 /* From the readable or to the writable part, `offset` bytes into it: how many bytes there were. */
 uint64_t vk_chain_read(const vk_chain *chain, uint64_t offset, void *to, uint64_t size);
 uint64_t vk_chain_write(const vk_chain *chain, uint64_t offset, const void *from, uint64_t size);
+
+/* Rate limits; limiter.h says how they work. A bucket of size or refill time 0 limits nothing. */
+typedef struct vk_limiter vk_limiter;
+
+struct vk_bucket_setup {
+    uint64_t size;
+    uint64_t burst;
+    uint64_t refill_ns;
+};
+
+vk_limiter *vk_limiter_new(const struct vk_bucket_setup *bandwidth,
+                           const struct vk_bucket_setup *ops, uint64_t now_ns);
+uint64_t vk_limiter_take_ops(vk_limiter *limiter, uint64_t bytes, uint64_t ops, uint64_t now_ns);
+void vk_limiter_free(vk_limiter *limiter);
+uint64_t vk_now_ns(void);
+
+/* A disk image and the engine that serves the queues of a virtio-blk device from it. */
+typedef struct vk_disk vk_disk;
+typedef struct vk_blk vk_blk;
+
+enum vk_disk_ability {
+    VK_DISK_WRITE = 1,
+    VK_DISK_DISCARD = 2,
+    VK_DISK_ZERO = 4,
+    VK_DISK_GUARD_FIRST = 8, /* sector 0 may not be changed */
+};
+
+struct vk_disk_setup {
+    int fd;
+    uint32_t alignment; /* of addresses, offsets and lengths, in bytes; 1 = any, else a power of two */
+    uint32_t abilities;
+    uint64_t sectors;
+    uint8_t serial[20];
+};
+
+/* Transfers that succeeded; with no operation least_ns is all ones and the rest 0. */
+struct vk_io_counters {
+    uint64_t ops;
+    uint64_t bytes;
+    uint64_t total_ns;
+    uint64_t least_ns;
+    uint64_t most_ns;
+};
+
+struct vk_disk_counters {
+    struct vk_io_counters reads;
+    struct vk_io_counters writes;
+    uint64_t errors; /* of the host */
+    uint32_t last_errno;
+};
+
+vk_disk *vk_disk_new(const struct vk_disk_setup *setup);
+void vk_disk_set_sectors(vk_disk *disk, uint64_t sectors);
+void vk_disk_set_written_through(vk_disk *disk, int wanted);
+void vk_disk_count(const vk_disk *disk, struct vk_disk_counters *counters);
+void vk_disk_free(vk_disk *disk);
+
+enum vk_blk_outcome {
+    VK_BLK_HAS_MORE = 1,   /* serve again after the loop's turn */
+    VK_BLK_IS_TIMED = 2,   /* serve again after vk_blk_wait_ns at the latest */
+    VK_BLK_HAS_WORK = 4,   /* there is a request to vk_blk_take */
+    VK_BLK_HAS_ERRORS = 8, /* vk_disk_count has new ones */
+};
+
+/* Disk, limiter (or NULL) and queues outlive the engine. */
+int vk_blk_new(vk_disk *disk, vk_limiter *limiter, vk_queue *const *queues, uint32_t count,
+               uint64_t poll_most_ns, vk_blk **made);
+int vk_blk_open_ring(vk_blk *blk);
+int vk_blk_set_worker_cpus(vk_blk *blk, const uint32_t *host_cpus, uint32_t count);
+int vk_blk_fd(const vk_blk *blk);
+/* Does all there is to do: its outcome, -EPROTO when the guest broke a queue, or the host's errno. */
+int vk_blk_serve(vk_blk *blk);
+uint64_t vk_blk_wait_ns(const vk_blk *blk);
+uint32_t vk_blk_in_flight(const vk_blk *blk);
+/* From now on nothing more is taken from the queues. */
+void vk_blk_stop(vk_blk *blk);
+/* Without a ring: the next request to perform, -1 when there is none; in any thread; and its end. */
+int64_t vk_blk_take(vk_blk *blk);
+int64_t vk_blk_perform(vk_blk *blk, uint32_t request);
+void vk_blk_complete(vk_blk *blk, uint32_t request, int64_t result);
+void vk_blk_free(vk_blk *blk);
