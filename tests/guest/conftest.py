@@ -13,10 +13,9 @@ import pytest
 
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel, kernel
+from tools.nested_host.pytest_bridge import pytest_configure  # noqa: F401  a hook of pytest
 from vmm.testing.console import GuestConsole
 from vmm.testing.process import VmmProcess
-
-pytest_plugins = ["tools.nested_host.pytest_bridge"]
 
 QUICK = (
     "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests random.trust_cpu=on "

@@ -10,11 +10,14 @@ from tests.guest.conftest import BOOT_S, KERNELS, Guest, booted, words
 from tools.images.firmware import cloudhv
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel, kernel
+from vmm.testing.console import GuestConsole
 from vmm.testing.process import VmmProcess
 
 pytestmark = pytest.mark.guest
 
 GIB = 1 << 30
+
+ENTER, DOWN = "\r", "\x1b[B"
 
 PROOF = "uname -r; nproc; dmesg | grep -i 'hypervisor detected'; cat /proc/cmdline"
 
@@ -58,7 +61,7 @@ async def test_guest_sees_the_machine_that_was_configured(
     platform = (
         "system_manufacturer=Maker,system_product_name=Thing,system_version=v7,"
         "system_serial_number=S-1,system_uuid=11223344-5566-7788-99aa-bbccddeeff00,"
-        "system_sku_number=K-2,system_family=Kin,chassis_asset_tag=A-3,oem_strings=[one,two]"
+        "system_sku_number=K-2,system_family=Kin,chassis_asset_tag=A-3,oem_strings=[first-one,second-one]"
     )
     async with booted(
         place, linux, minimal, "--platform", platform, "--cpus", "boot=2,topology=2:1:1:1"
@@ -77,7 +80,7 @@ async def check_identity(guest: Guest) -> None:
         "Maker", "Thing", "v7", "S-1", "11223344-5566-7788-99aa-bbccddeeff00", "K-2", "Kin", "A-3",
     ]  # fmt: skip
     oem = await guest.run("strings /sys/firmware/dmi/tables/DMI")
-    assert "one\ntwo\n" in oem
+    assert "first-one\nsecond-one\n" in oem
 
 
 async def check_topology(guest: Guest) -> None:
@@ -116,9 +119,19 @@ async def check_acpi(guest: Guest, place: Path) -> None:
 
 
 async def test_firmware_boots_to_its_shell(place: Path) -> None:
+    serial = place / "serial.sock"
     arguments = ["--firmware", str(cloudhv()), "--memory", "size=512M"]
-    arguments += ["--serial", "tty", "--console", "off"]
+    arguments += ["--serial", f"socket={serial}", "--console", "off"]
 
-    async with VmmProcess.start(place, *arguments) as vmm:
-        await vmm.wait_for("UEFI Interactive Shell", 2 * BOOT_S)
-        await vmm.wait_for("Shell>", BOOT_S)
+    async with VmmProcess.start(place, *arguments, api=True) as vmm:
+        await vmm.wait_until_served(BOOT_S)
+        async with GuestConsole.connect(serial) as console:
+            # There is no disk to boot from: the shell is the second entry of the boot menu.
+            await console.wait_for("Press any key to enter the Boot Manager Menu", BOOT_S)
+            await console.type(ENTER)
+            shown = await console.wait_for("EFI Internal Shell", BOOT_S)
+            await console.type(DOWN)
+            await console.wait_for("EFI Internal Shell", BOOT_S, after=shown)
+            await console.type(ENTER)
+            await console.wait_for("UEFI Interactive Shell", BOOT_S)
+            await console.wait_for("Shell> ", BOOT_S)

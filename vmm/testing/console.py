@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ class GuestConsole:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._commands = 0
         self.text = ""
 
@@ -37,7 +39,7 @@ class GuestConsole:
                 data = await self._stream.receive_some(READ_SIZE)
                 if not data:
                     raise AssertionError(f"The console ended before {text!r} came:\n{self.text}")
-                self.text += data.decode(errors="replace").replace("\r", "")
+                self.text += self._decoder.decode(data).replace("\r", "")
             return at + len(text)
         raise AssertionError(f"{text!r} did not come within {seconds} s:\n{self.text}")
 
