@@ -29,9 +29,10 @@ def main() -> int:
     try:
         invocation = parse(sys.argv[1:])
         with set_up_log(invocation.verbosity, invocation.log_file):
-            from vmm.loop import run_vmm
+            from vmm.loop import hold_signals, run_vmm
 
-            return trio.run(partial(run_vmm, invocation))
+            with hold_signals():
+                return trio.run(partial(run_vmm, invocation))
     except VmmError as error:
         print(format_error_chain(error), file=sys.stderr)
         return 1

@@ -1,9 +1,9 @@
 """The root of the nursery tree: signals, the event sink, the API server and the VM owner.
 
 run_vmm
+├─ signals                       SIGTERM and SIGINT end the VMM
 ├─ event sink, API socket        entered here, left last
 └─ nursery
-   ├─ signals                    SIGTERM and SIGINT end the VMM
    ├─ VM owner                   holds the VM; its end is the end of the VMM
    └─ API server                 imported once the machine of the command line runs
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -24,18 +24,20 @@ from vmm import __version__
 from vmm.cli import format_error_chain
 from vmm.errors import VmmError
 from vmm.events import open_event_sink
-from vmm.machine.commands import Boot, Create, ShutdownVmm
+from vmm.machine.commands import Boot, Create
 from vmm.machine.consoles import open_consoles
 from vmm.machine.owner import VmOwner
 from vmm.machine.vm import open_machine
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import AsyncIterator, Iterator
 
     from vmm.cli import Invocation
     from vmm.config.vm import VmConfig
 
 FEATURES = ("kvm",)
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_OK = 0
 EXIT_FAILURE = 1
 
@@ -47,6 +49,7 @@ async def run_vmm(invocation: Invocation) -> int:
     Cancel: nothing is left behind.
     """
     async with AsyncExitStack() as stack:
+        signals = stack.enter_context(_receive_signals())
         events = stack.enter_context(open_event_sink(invocation.event_monitor))
         listener = None
         if invocation.api_socket is not None:
@@ -60,7 +63,10 @@ async def run_vmm(invocation: Invocation) -> int:
             open_machine=partial(open_machine, events=events),
             no_shutdown=invocation.no_shutdown,
         )
-        code = await _serve(owner, invocation, listener)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, owner, signals)
+            code = await _serve(owner, invocation, listener)
+            nursery.cancel_scope.cancel()
         events.emit("vmm", "shutdown")
         return code
 
@@ -70,7 +76,6 @@ async def _serve(owner: VmOwner, invocation: Invocation, listener: socket.socket
     ended = trio.Event()
     code = EXIT_OK
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, owner)
         nursery.start_soon(_run_owner, owner, ended)
         if invocation.config is not None and not await _boot(owner, invocation.config):
             code = EXIT_FAILURE
@@ -89,11 +94,16 @@ async def _run_owner(owner: VmOwner, ended: trio.Event) -> None:
 
 
 async def _boot(owner: VmOwner, config: VmConfig) -> bool:
-    """Create and boot the VM of the command line; False, after saying why, when it cannot be."""
+    """Create and boot the VM of the command line; False, after saying why, when it cannot be.
+
+    A VMM that was told to end meanwhile has done so.
+    """
     for command, failure in ((Create(config), "Error creating VM"), (Boot(), "Error booting VM")):
         try:
             await owner.submit(command)
         except VmmError as error:
+            if owner.has_ended:
+                return True
             outer = VmmError(failure)
             outer.__cause__ = error
             print(format_error_chain(outer), file=sys.stderr)
@@ -118,7 +128,37 @@ async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: boo
     await serve(owner, listener, about)
 
 
-async def _end_on_signal(owner: VmOwner) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            await owner.submit(ShutdownVmm())
+async def _end_on_signal(owner: VmOwner, signals: AsyncIterator[int]) -> None:
+    # Each is taken at once: one that was left over would be raised again, and kill, at the end.
+    async for _ in signals:
+        owner.request_end()
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Hold back the signals that end the VMM until ``run_vmm`` takes them, and ignore late ones.
+
+    For the program itself: one that comes while it starts up leaves no socket behind, and one that
+    comes when all is over does not change the exit code.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    for number in ENDING_SIGNALS:
+        # Not yet SIG_IGN, which would throw away what is held back.
+        signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        # The interpreter's own end puts back the default for every other handler.
+        for number in ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _receive_signals() -> Iterator[AsyncIterator[int]]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+        try:
+            yield signals
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

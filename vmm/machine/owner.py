@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -156,6 +156,7 @@ class VmOwner:
                     else:
                         await self._grant(*request)
             finally:
+                self._refuse_the_rest()
                 # Bounded: the vCPUs and the consoles each have a deadline for their end. The
                 # machine goes first, so that its last words still reach the consoles.
                 with trio.CancelScope(shield=True):
@@ -166,13 +167,26 @@ class VmOwner:
         """Have a command carried out, after those before it.
 
         Cancel: the command is carried out all the same.
-        Raises: whatever VmmError the command ends with.
+        Raises: whatever VmmError the command ends with; StateError when the VMM ends before it.
         """
         request = _Request(command)
-        self._send.send_nowait(request)
-        await request.done.wait()
+        if self._ended:
+            request.error = _refusal(command)
+        else:
+            self._send.send_nowait(request)
+            await request.done.wait()
         if request.error is not None:
             raise request.error
+
+    def request_end(self) -> None:
+        """Have the VMM end, after the commands before this."""
+        if not self._ended:
+            self._send.send_nowait(_Request(commands.ShutdownVmm()))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more commands are served."""
+        return self._ended
 
     def info(self) -> VmInfo:
         """What vm.info shows. Raises: NotCreatedError."""
@@ -193,6 +207,15 @@ class VmOwner:
     def counters(self) -> dict[str, dict[str, int]]:
         """What vm.counters shows. Raises: NotCreatedError, StateError."""
         return self._needed_machine().value.counters
+
+    def _refuse_the_rest(self) -> None:
+        self._ended = True
+        with suppress(trio.WouldBlock):
+            while True:
+                request = self._receive.receive_nowait()
+                if isinstance(request, _Request):
+                    request.error = _refusal(request.command)
+                    request.done.set()
 
     async def _answer(self, request: _Request) -> None:
         request.error = InternalError("The command was not carried out to its end")
@@ -356,3 +379,10 @@ class VmOwner:
     def _needed_nursery(self) -> trio.Nursery:
         assert self._nursery is not None, "commands are served by run alone"
         return self._nursery
+
+
+def _refusal(command: Command) -> StateError | None:
+    """What becomes of a command that comes too late; one that asks for the end has its wish."""
+    if isinstance(command, commands.ShutdownVmm):
+        return None
+    return StateError("The VMM is ending; start another")

@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import trio
@@ -28,29 +29,43 @@ class VmmProcess:
         self.output = bytearray()
         self.errors = bytearray()
         self._grown = trio.Event()
-        self._streams = 2
+        self._streams = 0
 
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, directory: Path, *arguments: str, api: bool = False
+        cls,
+        directory: Path,
+        *arguments: str,
+        api: bool = False,
+        pass_fds: Sequence[int] = (),
+        terminal: int | None = None,
     ) -> AsyncIterator[VmmProcess]:
         """Start a VMM with the command line's arguments; leaving ends it.
 
         With ``api`` it gets an API socket at ``directory/api.sock`` and an event monitor at
-        ``directory/events.json``.
+        ``directory/events.json``. It inherits ``pass_fds``, and has ``terminal`` as its standard
+        input and output if there is one.
         """
         command = [sys.executable, "-m", "vmm", *arguments]
         if api:
             command += ["--api-socket", str(directory / "api.sock")]
             command += ["--event-monitor", f"path={directory / 'events.json'}"]
         async with trio.open_nursery() as nursery:
+            console = PIPE if terminal is None else terminal
             process = await trio.lowlevel.open_process(
-                command, stdin=-1, stdout=-1, stderr=-1, start_new_session=True
+                command,
+                stdin=console,
+                stdout=console,
+                stderr=PIPE,
+                pass_fds=pass_fds,
+                start_new_session=True,
             )
             vmm = cls(process, directory)
-            nursery.start_soon(vmm._keep, process.stdout, vmm.output)
-            nursery.start_soon(vmm._keep, process.stderr, vmm.errors)
+            for stream, store in ((process.stdout, vmm.output), (process.stderr, vmm.errors)):
+                if stream is not None:
+                    vmm._streams += 1
+                    nursery.start_soon(vmm._keep, stream, store)
             try:
                 yield vmm
             finally:
@@ -109,15 +124,16 @@ class VmmProcess:
 
     async def wait_until_served(self, seconds: float) -> None:
         """Wait until the API socket is there and vmm.ping answers. Raises: AssertionError."""
-        path = self.directory / "api.sock"
         with trio.move_on_after(seconds):
-            while not path.exists():
+            while True:
+                # There is nothing to wait on before the socket is there and listens.
+                with suppress(FileNotFoundError, ConnectionRefusedError):
+                    reply = await self.api("GET", "vmm.ping")
+                    assert reply.status == 200
+                    return
                 if self.process.returncode is not None:
                     raise AssertionError(f"The VMM ended early\n{self.transcript()}")
-                await trio.sleep(0.01)  # There is nothing to wait on before the socket exists.
-            reply = await self.api("GET", "vmm.ping")
-            assert reply.status == 200
-            return
+                await trio.sleep(0.01)
         raise AssertionError(f"No API after {seconds} s\n{self.transcript()}")
 
     async def wait_for_state(self, state: str, seconds: float) -> None:
@@ -150,8 +166,7 @@ class VmmProcess:
         out, err = (bytes(part).decode(errors="replace") for part in (self.output, self.errors))
         return f"--- stdout\n{out}\n--- stderr\n{err}\n--- exit code {self.process.returncode}"
 
-    async def _keep(self, stream: trio.abc.ReceiveStream | None, store: bytearray) -> None:
-        assert stream is not None
+    async def _keep(self, stream: trio.abc.ReceiveStream, store: bytearray) -> None:
         async for data in stream:
             store += data
             self._grow()
