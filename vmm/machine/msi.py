@@ -8,16 +8,21 @@ the event, the pending bit shows it, and KVM delivers it when they are attached 
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
+
+from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from vmm.pci.msix import Message, VectorChanged
+
+logger = logging.getLogger(__name__)
 
 MSI_REGION = 0xFEE
 """Bits 20 and up of an address that is an interrupt; a write elsewhere interrupts nobody."""
@@ -90,16 +95,15 @@ class MsixSources:
     def apply(self, changes: Iterable[VectorChanged]) -> None:
         """Take over what the guest did to the vector table, in one change of the routing table.
 
-        Raises: ConfigError when no GSI is left, HostError.
+        Raises: HostError.
         """
         messages: dict[int, Message] = {}
         unmasked = []
         for vector, message in changes:
-            if message is None or message.address >> 20 != MSI_REGION:
+            is_interrupt = message is not None and message.address >> 20 == MSI_REGION
+            if message is None or not is_interrupt or not self._has_gsi(vector):
                 self._mask(vector)
                 continue
-            if vector not in self._gsi_of:
-                self._gsi_of[vector] = self._routes.allocate_gsi()
             messages[self._gsi_of[vector]] = message
             unmasked.append(vector)
         self._routes.set_messages(messages)
@@ -112,6 +116,17 @@ class MsixSources:
         for fd in self._fds_of(vector):
             poll.register(fd, select.POLLIN)
         return bool(poll.poll(0))
+
+    def _has_gsi(self, vector: int) -> bool:
+        """Give a vector a GSI if it has none; False when there is none left."""
+        if vector not in self._gsi_of:
+            try:
+                self._gsi_of[vector] = self._routes.allocate_gsi()
+            except ConfigError as error:
+                # The guest's write cannot fail, and its other vectors are unharmed.
+                logger.warning("Vector %d stays masked: %s", vector, error)
+                return False
+        return True
 
     def _mask(self, vector: int) -> None:
         if vector in self._unmasked:

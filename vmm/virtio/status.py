@@ -47,7 +47,8 @@ class Negotiation:
     """
 
     def __init__(self, offered: int) -> None:
-        self.offered = offered
+        # As a plain number: the complement of an IntFlag knows only the flag's own bits.
+        self.offered = int(offered)
         self.accepted = 0
         self.status = Status(0)
 
