@@ -1,4 +1,4 @@
-"""No access to a virtio function, of any offset, size and value, may raise or give too wide a value.
+"""No access to a virtio function, of any offset, size and value, raises or gives too wide a value.
 
 The accesses follow each other on one function, with a device that runs: what one leaves behind is
 what the next one meets. The driver may be up when they begin, so that they break a working device.
