@@ -17,7 +17,8 @@ from tools.nested_host.probe import kvm_runs_linux
 
 PLUGIN: Final = "nested-host-bridge"
 MARKER: Final = "guest"
-MAX_DEATHS: Final = 3  # of the nested host, in one session
+ATTEMPTS: Final = 4  # at one test; an emulated host may die under a guest that runs firmware
+MAX_DEATHS: Final = 8  # of the nested host, in one session
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,7 +55,7 @@ class GuestBridge:
 
     def _reports_of(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
         """Wait for the reports of a test; if the host dies it is restored, and asked again."""
-        for _ in range(2):
+        for _ in range(ATTEMPTS):
             if self._broken is not None:
                 yield failure(item, self._broken)
                 return
@@ -77,7 +78,7 @@ class GuestBridge:
                 yield from reports
                 return
         else:
-            yield failure(item, f"The nested host died under this test twice.\n{said}")
+            yield failure(item, f"The nested host died under this test {ATTEMPTS} times.\n{said}")
             return
         yield failure(item, f"The nested host died {MAX_DEATHS} times; no more tests are tried.")
 
