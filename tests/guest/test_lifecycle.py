@@ -52,8 +52,8 @@ async def test_vm_lives_through_every_state_over_the_api(
 
 async def check_pause(vmm: VmmProcess, console: GuestConsole) -> None:
     """A paused guest prints nothing and loses nothing; its clock stands."""
-    count = "seq 60 | while read -r n; do read -r up rest < /proc/uptime; echo up=$up; sleep 0.2; done"
-    await console.type(f"{count}\n")
+    tick = "read -r up rest < /proc/uptime; echo up=$up; sleep 0.2"
+    await console.type(f"seq 60 | while read -r n; do {tick}; done\n")
     await console.wait_for("up=", 30, after=len(console.text))
     await vmm.put("vm.pause")
     assert (await vmm.info())["state"] == "Paused"
