@@ -1,52 +1,23 @@
-/* Descriptor chains: from guest addresses to pieces of host memory, and copies from and to them. */
+/* Descriptor chains: indirect tables, and copies from and to the pieces of host memory. */
 #include "ring_walk.h"
 
 #include <stdlib.h>
 
-/*
- * GUEST: address and length are the driver's copy of a moment ago; they are not read again. A buffer
- * without bytes has no address to check and adds nothing, but its direction counts.
- */
-int vk_walk_add(struct walk *walk, uint64_t gpa, uint32_t length, bool is_writable)
+/* GUEST: where and how long are the driver's, as they were copied. */
+const uint8_t *vk_find_table(vk_queue *queue, uint64_t gpa, uint32_t bytes)
 {
-    vk_chain *chain = walk->chain;
-    if (walk->descriptors++ == VK_CHAIN_MAX)
-        return vk_queue_break(walk->queue, VK_BREACH_CHAIN_LENGTH, VK_CHAIN_MAX);
-    if (walk->in_writable && !is_writable)
-        return vk_queue_break(walk->queue, VK_BREACH_ORDER, gpa);
-    walk->in_writable = is_writable;
-    uint64_t bytes = (uint64_t)chain->readable_bytes + chain->writable_bytes + length;
-    if (bytes > UINT32_MAX)
-        return vk_queue_break(walk->queue, VK_BREACH_CHAIN_BYTES, bytes);
-    *(is_writable ? &chain->writable_bytes : &chain->readable_bytes) += length;
-    for (uint64_t left = length; left != 0;) {
-        uint32_t pieces = (uint32_t)chain->readable + chain->writable;
-        uint8_t *hva;
-        uint64_t run = vk_memory_leading(walk->queue->memory, gpa, left, &hva);
-        if (run == 0)
-            return vk_queue_break(walk->queue, VK_BREACH_ADDRESS, gpa);
-        if (pieces == VK_CHAIN_MAX)
-            return vk_queue_break(walk->queue, VK_BREACH_CHAIN_LENGTH, VK_CHAIN_MAX);
-        chain->iov[pieces] = (struct iovec){.iov_base = hva, .iov_len = run};
-        *(is_writable ? &chain->writable : &chain->readable) += 1;
-        gpa += run;
-        left -= run;
+    if (!vk_queue_has(queue, VK_QUEUE_INDIRECT)) {
+        vk_queue_break(queue, VK_BREACH_INDIRECT_REFUSED, gpa);
+        return NULL;
     }
-    return 0;
-}
-
-int vk_walk_table(struct walk *walk, uint64_t gpa, uint32_t bytes, uint8_t **table,
-                  uint32_t *entries)
-{
-    if (!vk_queue_has(walk->queue, VK_QUEUE_INDIRECT))
-        return vk_queue_break(walk->queue, VK_BREACH_INDIRECT_REFUSED, gpa);
-    if (bytes == 0 || bytes % DESC_BYTES != 0)
-        return vk_queue_break(walk->queue, VK_BREACH_TABLE_SIZE, bytes);
-    *table = vk_memory_translate(walk->queue->memory, gpa, bytes);
-    if (*table == NULL)
-        return vk_queue_break(walk->queue, VK_BREACH_ADDRESS, gpa);
-    *entries = bytes / DESC_BYTES;
-    return 0;
+    if (bytes == 0 || bytes % DESC_BYTES != 0) {
+        vk_queue_break(queue, VK_BREACH_TABLE_SIZE, bytes);
+        return NULL;
+    }
+    const uint8_t *table = vk_memory_translate(queue->memory, gpa, bytes);
+    if (table == NULL)
+        vk_queue_break(queue, VK_BREACH_ADDRESS, gpa);
+    return table;
 }
 
 vk_chain *vk_chain_new(void)

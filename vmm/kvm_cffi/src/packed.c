@@ -62,15 +62,14 @@ static bool is_available(const vk_queue *queue, uint16_t flags)
     return avail == queue->avail_wrap && used != queue->avail_wrap;
 }
 
-/* GUEST: the table may change under the walk. Only the direction of its descriptors means something. */
-static int walk_table(struct walk *walk, uint64_t gpa, uint32_t bytes)
+/* GUEST: the table may change under the walk. Only the direction of its entries means something. */
+static inline int walk_table(struct walk *walk, uint64_t gpa, uint32_t bytes)
 {
-    uint8_t *table;
-    uint32_t entries;
-    if (vk_walk_table(walk, gpa, bytes, &table, &entries) < 0)
+    const uint8_t *table = vk_find_table(walk->queue, gpa, bytes);
+    if (table == NULL)
         return -EPROTO;
-    for (uint32_t at = 0; at < entries; at++) {
-        struct descriptor entry = read_descriptor(table + DESC_BYTES * (size_t)at);
+    for (uint32_t at = 0; at < bytes; at += DESC_BYTES) {
+        struct descriptor entry = read_descriptor(table + at);
         if (vk_walk_add(walk, entry.address, entry.length, (entry.second & DESC_WRITE) != 0) < 0)
             return -EPROTO;
     }
@@ -79,47 +78,49 @@ static int walk_table(struct walk *walk, uint64_t gpa, uint32_t bytes)
 
 /*
  * GUEST: the ring may change under the walk. A list may only cover slots that hold no list in flight,
- * which ends every loop; the buffer id is that of its last descriptor.
+ * which ends every loop; the buffer id is that of its last descriptor. `flags` are the first
+ * descriptor's, which are not read again.
  */
-static int walk_list(struct walk *walk, struct descriptor descriptor, uint16_t flags)
+static inline int walk_list(struct walk *walk, uint16_t flags)
 {
     vk_queue *queue = walk->queue;
-    vk_chain *chain = walk->chain;
     uint32_t at = queue->next_avail;
-    chain->slots = 0;
+    uint32_t slots = 0;
+    struct descriptor descriptor = read_descriptor(descriptor_at(queue, at));
     for (;;) {
-        chain->slots++;
-        if (queue->slots_in_flight + chain->slots > queue->size)
-            return vk_queue_break(queue, VK_BREACH_OVERRUN, queue->slots_in_flight + chain->slots);
-        chain->head = descriptor.first;
+        slots++;
+        if (queue->slots_in_flight + slots > queue->size)
+            return vk_queue_break(queue, VK_BREACH_OVERRUN, queue->slots_in_flight + slots);
         if ((flags & DESC_INDIRECT) != 0) {
-            if (chain->slots != 1 || (flags & DESC_NEXT) != 0)
+            if (slots != 1 || (flags & DESC_NEXT) != 0)
                 return vk_queue_break(queue, VK_BREACH_INDIRECT_CHAINED, descriptor.address);
-            return walk_table(walk, descriptor.address, descriptor.length);
+            if (walk_table(walk, descriptor.address, descriptor.length) < 0)
+                return -EPROTO;
+            break;
         }
         if (vk_walk_add(walk, descriptor.address, descriptor.length, (flags & DESC_WRITE) != 0) < 0)
             return -EPROTO;
         if ((flags & DESC_NEXT) == 0)
-            return 0;
+            break;
         at = at + 1 == queue->size ? 0 : at + 1;
         descriptor = read_descriptor(descriptor_at(queue, at));
         flags = descriptor.second;
     }
+    vk_walk_finish(walk, descriptor.first, (uint16_t)slots);
+    return 0;
 }
 
 /*
- * GUEST: the first descriptor's flags decide that there is a list, and are not read again. Acquire: the
- * rest of that descriptor, and those after it, are read after the flags.
+ * GUEST: the first descriptor's flags decide that there is a list. Acquire: the rest of that descriptor,
+ * and those after it, are read after the flags.
  */
 int vk_packed_pop(vk_queue *queue, vk_chain *chain)
 {
-    const uint8_t *first = descriptor_at(queue, queue->next_avail);
-    uint16_t flags = load_16_acquire(first + DESC_FLAGS);
+    uint16_t flags = load_16_acquire(descriptor_at(queue, queue->next_avail) + DESC_FLAGS);
     if (!is_available(queue, flags))
         return 0;
     struct walk walk = {.queue = queue, .chain = chain};
-    vk_chain_clear(chain);
-    if (walk_list(&walk, read_descriptor(first), flags) < 0)
+    if (walk_list(&walk, flags) < 0)
         return -EPROTO;
     if (queue->in_flight[chain->head] != 0)
         return vk_queue_break(queue, VK_BREACH_HEAD_IN_FLIGHT, chain->head);

@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <string.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian, and so is the host");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are little-endian");
 
 #define DESC_NEXT 0x1
 #define DESC_WRITE 0x2
@@ -22,16 +22,26 @@ struct descriptor {
     uint16_t second; /* split: next;  packed: flags */
 };
 
+/* Tables of the driver's own may lie at any address. */
+struct raw_descriptor {
+    uint64_t low;
+    uint64_t high;
+} __attribute__((packed, may_alias));
+
 /*
- * GUEST: the sixteen bytes may change while and after they are read. They are read into a copy, and the
- * compiler must not go back to the original: the barrier ends every assumption that it still holds.
+ * GUEST: the sixteen bytes may change while and after they are read. Volatile: each half is loaded
+ * once, and the compiler may not go back to it.
  */
 static inline struct descriptor read_descriptor(const uint8_t *at)
 {
-    struct descriptor descriptor;
-    memcpy(&descriptor, at, sizeof descriptor);
-    __asm__ volatile("" ::: "memory");
-    return descriptor;
+    const volatile struct raw_descriptor *raw = (const volatile void *)at;
+    uint64_t low = raw->low, high = raw->high;
+    return (struct descriptor){
+        .address = low,
+        .length = (uint32_t)high,
+        .first = (uint16_t)(high >> 32),
+        .second = (uint16_t)(high >> 48),
+    };
 }
 
 /* GUEST: 16-bit fields that the driver writes meanwhile. The ring's parts are aligned. */
@@ -61,30 +71,68 @@ static inline bool vk_queue_has(const vk_queue *queue, enum vk_queue_feature fea
 }
 
 /* Remembers the first breach; gives -EPROTO, to be returned. */
-int vk_queue_break(vk_queue *queue, enum vk_breach breach, uint64_t value);
+__attribute__((cold)) int vk_queue_break(vk_queue *queue, enum vk_breach breach, uint64_t value);
 
-static inline void vk_chain_clear(vk_chain *chain)
-{
-    chain->readable = 0;
-    chain->writable = 0;
-    chain->readable_bytes = 0;
-    chain->writable_bytes = 0;
-}
-
-/* A chain while it is built. */
+/* A chain while it is built; what changes with every descriptor is kept here, in registers. */
 struct walk {
     vk_queue *queue;
     vk_chain *chain;
     uint32_t descriptors;
+    uint32_t pieces;
+    uint32_t readable; /* pieces before the first writable one */
+    uint32_t bytes;
+    uint32_t readable_bytes;
     bool in_writable;
 };
 
-/* Adds what one descriptor describes; 0 or -EPROTO. It counts, so every walk comes to an end. */
-int vk_walk_add(struct walk *walk, uint64_t gpa, uint32_t length, bool is_writable);
+/*
+ * Adds what one descriptor describes; 0 or -EPROTO. It counts, so every walk comes to an end.
+ *
+ * GUEST: address and length are the driver's, as they were copied; they are not read again. A buffer
+ * without bytes has no address to check and adds nothing, but its direction counts.
+ */
+static inline int vk_walk_add(struct walk *walk, uint64_t gpa, uint32_t length, bool is_writable)
+{
+    if (walk->descriptors++ == VK_CHAIN_MAX)
+        return vk_queue_break(walk->queue, VK_BREACH_CHAIN_LENGTH, VK_CHAIN_MAX);
+    if (is_writable && !walk->in_writable) {
+        walk->in_writable = true;
+        walk->readable = walk->pieces;
+        walk->readable_bytes = walk->bytes;
+    } else if (walk->in_writable && !is_writable) {
+        return vk_queue_break(walk->queue, VK_BREACH_ORDER, gpa);
+    }
+    if (length > UINT32_MAX - walk->bytes)
+        return vk_queue_break(walk->queue, VK_BREACH_CHAIN_BYTES, (uint64_t)walk->bytes + length);
+    walk->bytes += length;
+    for (uint64_t left = length; left != 0;) {
+        uint8_t *hva;
+        uint64_t run = vk_memory_leading(walk->queue->memory, gpa, left, &hva);
+        if (run == 0)
+            return vk_queue_break(walk->queue, VK_BREACH_ADDRESS, gpa);
+        if (walk->pieces == VK_CHAIN_MAX)
+            return vk_queue_break(walk->queue, VK_BREACH_CHAIN_LENGTH, VK_CHAIN_MAX);
+        walk->chain->iov[walk->pieces++] = (struct iovec){.iov_base = hva, .iov_len = run};
+        gpa += run;
+        left -= run;
+    }
+    return 0;
+}
 
-/* Finds an indirect table: 0 with its place and entries, or -EPROTO. */
-int vk_walk_table(struct walk *walk, uint64_t gpa, uint32_t bytes, uint8_t **table,
-                  uint32_t *entries);
+static inline void vk_walk_finish(const struct walk *walk, uint16_t head, uint16_t slots)
+{
+    uint32_t readable = walk->in_writable ? walk->readable : walk->pieces;
+    uint32_t readable_bytes = walk->in_writable ? walk->readable_bytes : walk->bytes;
+    walk->chain->head = head;
+    walk->chain->slots = slots;
+    walk->chain->readable = (uint16_t)readable;
+    walk->chain->writable = (uint16_t)(walk->pieces - readable);
+    walk->chain->readable_bytes = readable_bytes;
+    walk->chain->writable_bytes = walk->bytes - readable_bytes;
+}
+
+/* Finds an indirect table: NULL when the queue is broken by it. */
+const uint8_t *vk_find_table(vk_queue *queue, uint64_t gpa, uint32_t bytes);
 
 /* The two formats. */
 void vk_split_load(vk_queue *queue, const struct vk_queue_state *state);

@@ -46,12 +46,12 @@ void vk_split_load(vk_queue *queue, const struct vk_queue_state *state)
 }
 
 /*
- * GUEST: the table, or any indirect table, may change under the walk. Each descriptor is copied once and
- * vk_walk_add counts, so a loop made at any moment is left after VK_CHAIN_MAX steps.
+ * GUEST: the table, or any indirect table, may change under the walk. Each descriptor is copied once,
+ * and vk_walk_add counts, so a loop made at any moment is left after VK_CHAIN_MAX steps.
  */
-static int walk_chain(struct walk *walk, uint16_t head)
+static inline int walk_chain(struct walk *walk, uint16_t head)
 {
-    uint8_t *table = walk->queue->desc;
+    const uint8_t *table = walk->queue->desc;
     uint32_t entries = walk->queue->size;
     bool is_indirect = false;
     uint32_t at = head;
@@ -65,8 +65,10 @@ static int walk_chain(struct walk *walk, uint16_t head)
                 return vk_queue_break(walk->queue, VK_BREACH_INDIRECT_NESTED, descriptor.address);
             if ((flags & DESC_NEXT) != 0)
                 return vk_queue_break(walk->queue, VK_BREACH_INDIRECT_CHAINED, descriptor.address);
-            if (vk_walk_table(walk, descriptor.address, descriptor.length, &table, &entries) < 0)
+            table = vk_find_table(walk->queue, descriptor.address, descriptor.length);
+            if (table == NULL)
                 return -EPROTO;
+            entries = descriptor.length / DESC_BYTES;
             is_indirect = true;
             at = 0;
             continue;
@@ -106,11 +108,9 @@ int vk_split_pop(vk_queue *queue, vk_chain *chain)
     if (queue->in_flight[head] != 0)
         return vk_queue_break(queue, VK_BREACH_HEAD_IN_FLIGHT, head);
     struct walk walk = {.queue = queue, .chain = chain};
-    vk_chain_clear(chain);
     if (walk_chain(&walk, head) < 0)
         return -EPROTO;
-    chain->head = head;
-    chain->slots = 1;
+    vk_walk_finish(&walk, head, 1);
     queue->next_avail++;
     return 1;
 }
