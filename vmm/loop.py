@@ -10,6 +10,7 @@ run_vmm
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -80,7 +81,9 @@ async def _serve(owner: VmOwner, invocation: Invocation, listener: socket.socket
         if invocation.config is not None and not await _boot(owner, invocation.config):
             code = EXIT_FAILURE
         else:
-            if listener is not None:
+            if listener is None:
+                _collect_garbage_from_now_on()
+            else:
                 guest_runs = invocation.config is not None
                 nursery.start_soon(partial(_serve_api, owner, listener, guest_runs=guest_runs))
             await ended.wait()
@@ -119,6 +122,7 @@ async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: boo
     from vmm.api.server import serve
     from vmm.config.info import VmmPingResponse
 
+    _collect_garbage_from_now_on()
     about = VmmPingResponse(
         build_version=f"v{__version__}",
         version=__version__,
@@ -126,6 +130,12 @@ async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: boo
         features=FEATURES,
     )
     await serve(owner, listener, about)
+
+
+def _collect_garbage_from_now_on() -> None:
+    """Turn the collector on, which the start had turned off, and never look at the imports."""
+    gc.freeze()
+    gc.enable()
 
 
 async def _end_on_signal(owner: VmOwner, signals: AsyncIterator[int]) -> None:

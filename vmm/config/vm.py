@@ -29,6 +29,10 @@ from vmm.config.values import Cli
 from vmm.config.vsock import VsockConfig
 
 
+# The defaults are known to be right, and to validate them would cost the start of every VM the
+# making of their validators.
+
+
 def _default_cpus() -> CpusConfig:
     # Here and below: constants need no validation, and a validator takes 1 ms to build.
     return CpusConfig.model_construct(boot_vcpus=DEFAULT_VCPUS, max_vcpus=DEFAULT_VCPUS)

@@ -1,66 +1,105 @@
-"""What may be asked of the VM owner: one frozen dataclass a command."""
+"""What may be asked of the VM owner: one class a command."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Create:
+class Command:
+    """Something to ask of the VM owner; two are equal when their kind and content are.
+
+    Not a dataclass: making one takes a third of a millisecond, ten are on every VM's way to its
+    first instruction.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and all(
+            getattr(self, name) == getattr(other, name) for name in self.__slots__
+        )
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+    def __repr__(self) -> str:
+        content = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        return f"{type(self).__name__}({content})"
+
+
+class Create(Command):
     """Store a configuration and open its consoles; nothing is booted."""
 
-    config: VmConfig
+    __slots__ = ("config",)
+    __match_args__ = ("config",)
+
+    def __init__(self, config: VmConfig) -> None:
+        self.config = config
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Command):
     """Forget the configuration, after stopping the VM if it runs."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Boot:
+
+class Boot(Command):
     """Build the machine of the stored configuration and start it."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+
+class Pause(Command):
     """Stop every vCPU between two instructions."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Resume:
+
+class Resume(Command):
     """Let the vCPUs of a paused VM run on."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+
+class Shutdown(Command):
     """Stop the machine at once and keep its configuration."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Reboot:
+
+class Reboot(Command):
     """Stop the machine and build a new one from the same configuration."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class PowerButton:
+
+class ResizeDisk(Command):
+    """Give a disk of the running VM another size in bytes."""
+
+    __slots__ = ("id", "desired_size")
+    __match_args__ = ("id", "desired_size")
+
+    def __init__(self, id: str, desired_size: int) -> None:
+        self.id = id
+        self.desired_size = desired_size
+
+
+class PowerButton(Command):
     """Press the ACPI power button."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Nmi:
+
+class Nmi(Command):
     """Send a non-maskable interrupt to every vCPU."""
 
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class ShutdownVmm:
+
+class ShutdownVmm(Command):
     """Delete the VM and end the process with exit code 0."""
 
-
-Command = (
-    Create | Delete | Boot | Pause | Resume | Shutdown | Reboot | PowerButton | Nmi | ShutdownVmm
-)
+    __slots__ = ()

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
 
 SECTIONS = {
-    "disks": "--disk",
     "net": "--net",
     "balloon": "--balloon",
     "fs": "--fs",
@@ -26,7 +25,6 @@ SECTIONS = {
     "watchdog": "--watchdog",
     "rtc": "--rtc",
     "pvpanic": "--pvpanic",
-    "rate_limit_groups": "--rate-limit-group",
     "tpm": "--tpm",
     "landlock_enable": "--landlock",
     "landlock_rules": "--landlock-rules",
@@ -45,7 +43,7 @@ def _missing(config: VmConfig) -> Iterator[str]:
     for name, flag in SECTIONS.items():
         if getattr(config, name):
             yield _sentence(name, flag)
-    default = type(config)()
+    default = type(config).model_construct()
     if config.console != default.console and config.console.mode not in ("Off", "Null"):
         yield _sentence(f"console.mode {config.console.mode}", "--console")
     memory = config.memory
