@@ -28,7 +28,6 @@ from vmm.config.units import Array
 from vmm.config.values import Cli
 from vmm.config.vsock import VsockConfig
 
-
 # The defaults are known to be right, and to validate them would cost the start of every VM the
 # making of their validators.
 

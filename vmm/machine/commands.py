@@ -15,7 +15,7 @@ class Command:
     first instruction.
     """
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and all(
@@ -43,43 +43,43 @@ class Create(Command):
 class Delete(Command):
     """Forget the configuration, after stopping the VM if it runs."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class Boot(Command):
     """Build the machine of the stored configuration and start it."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class Pause(Command):
     """Stop every vCPU between two instructions."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class Resume(Command):
     """Let the vCPUs of a paused VM run on."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class Shutdown(Command):
     """Stop the machine at once and keep its configuration."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class Reboot(Command):
     """Stop the machine and build a new one from the same configuration."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class ResizeDisk(Command):
     """Give a disk of the running VM another size in bytes."""
 
-    __slots__ = ("id", "desired_size")
+    __slots__ = ("desired_size", "id")
     __match_args__ = ("id", "desired_size")
 
     def __init__(self, id: str, desired_size: int) -> None:
@@ -90,16 +90,16 @@ class ResizeDisk(Command):
 class PowerButton(Command):
     """Press the ACPI power button."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class Nmi(Command):
     """Send a non-maskable interrupt to every vCPU."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 class ShutdownVmm(Command):
     """Delete the VM and end the process with exit code 0."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
