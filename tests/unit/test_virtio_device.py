@@ -244,3 +244,40 @@ async def test_runner_that_is_stopped_before_it_began_does_nothing(
     await trio.testing.wait_all_tasks_blocked()
 
     assert device.notes == []
+
+
+async def test_sleep_gives_the_request_in_hand_back_and_wake_serves_it(bench: Bench) -> None:
+    [queue] = await bench.driver.start()
+    device = bench.device
+    assert isinstance(device, Echo)
+    queue.add([b"before"], [8])
+    bench.driver.kick(0)
+    assert await answers(bench, queue) == [b"before"]
+    device.gate = trio.Event()
+    queue.add([b"in hand"], [8])
+    bench.driver.kick(0)
+    await trio.testing.wait_all_tasks_blocked()
+
+    await bench.transport.sleep()
+    device.gate.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert queue.collect() == []
+
+    bench.transport.wake()
+    assert await answers(bench, queue) == [b"in hand"]
+    assert bench.events.names == ["activated"]
+
+
+async def test_wake_leaves_a_broken_device_alone(bench: Bench) -> None:
+    [queue] = await bench.driver.start()
+    device = bench.device
+    assert isinstance(device, Echo)
+    queue.add([b"guest"], [8])
+    bench.driver.kick(0)
+    await bench.interrupt(0)
+
+    await bench.transport.sleep()
+    bench.transport.wake()
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert device.seen == [b"guest"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import trio
 
 from tests.unit.virtio_recorder import Recorder, recorder, settle
 from vmm.testing.virtio_pci import Bench, driven
-from vmm.virtio.spec import NO_VECTOR, Common, Feature, PciCapability
+from vmm.virtio.spec import NO_VECTOR, Common, Feature, PciCapability, Status
 
 
 @pytest.fixture
@@ -136,3 +137,23 @@ async def test_queue_reset_is_there_only_where_it_was_agreed_on(
         await settle()
         assert each.driver.get(Common.QUEUE_ENABLE) == 1
         assert recorder(each).given == [(0, 1)]
+
+
+async def test_queue_that_cannot_be_enabled_again_parks_the_whole_device(
+    resettable: Bench,
+) -> None:
+    driver, device = resettable.driver, recorder(resettable)
+    queues = await driver.start()
+    await settle()
+    await driver.set(Common.QUEUE_SELECT, 0)
+    await driver.set(Common.QUEUE_RESET, 1)
+    await settle()
+
+    await driver.set_up_queue(replace(queues[0].state, driver=1 << 40))
+    await driver.set(Common.QUEUE_SELECT, 1)
+    await driver.set(Common.QUEUE_RESET, 1)
+    await settle()
+
+    assert driver.status & Status.NEEDS_RESET
+    assert device.given == [(0, 1), (1,)]
+    assert device.queues == {}

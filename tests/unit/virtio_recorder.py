@@ -13,7 +13,10 @@ CONFIG = b"configuration!"
 
 
 class Recorder(VirtioDevice):
-    """Two queues and a configuration; notes which queues it was given, and serves nothing."""
+    """Two queues and a configuration; notes which queues it was given, and serves nothing.
+
+    ``queues`` are those it has now.
+    """
 
     DEVICE_ID = DeviceId.CONSOLE
     PCI_CLASS = (0x07, 0x80)
@@ -51,6 +54,7 @@ class Recorder(VirtioDevice):
         finally:
             with trio.CancelScope(shield=True):
                 await self.may_stop.wait()
+            self.queues = {}
 
 
 def recorder(bench: Bench) -> Recorder:

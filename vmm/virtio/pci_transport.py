@@ -287,6 +287,15 @@ class VirtioPci:
             self._common.finish_reset()
         return done
 
+    async def sleep(self) -> None:
+        """Stop the device between two requests; the guest must not run meanwhile."""
+        await self.runner.stop().wait()
+
+    def wake(self) -> None:
+        """Let the device go on where it stood."""
+        if self._active is not None:
+            self.runner.start(self._active)
+
     def stopped(self) -> None:
         """The device's tasks have ended; a reset that waited for it is done."""
         self._common.finish_reset()
@@ -294,6 +303,8 @@ class VirtioPci:
     def broken(self, error: VmmError) -> None:
         """Stand still until the driver resets the device, and tell it so."""
         logger.warning("Device %s needs a reset: %s", self.device.id, error)
+        self._active = None
+        self.runner.stop()
         self._negotiation.need_reset()
         self._emit("needs-reset", reason=str(error))
         self.config_changed()
