@@ -1,0 +1,178 @@
+"""Devices of a configuration on a real machine: their places, their faults, and one put to work.
+
+The guest drives the entropy device by polling, from 32-bit code: it moves the BAR to where it can
+reach it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kvm.guests.image import write_kernel
+from tests.kvm.guests.leaks import check_nothing_left, holdings
+from tests.kvm.guests.machines import SharedRam, configure, file_memory, running
+from tests.kvm.guests.programs import HALT, say
+from vmm.errors import HostError
+from vmm.machine.scope import sole_cause
+from vmm.virtio.pci_transport import NOTIFY
+from vmm.virtio.spec import Common, Status
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
+
+BAR = 0xC000_0000
+DESC, AVAIL, USED, BUFFER = 0x21_0000, 0x21_1000, 0x21_2000, 0x21_3000
+BYTES = 64
+
+
+def configure_space(device: int, register: int, value: int) -> str:
+    address = 0x8000_0000 | device << 11 | register
+    return f"""
+        mov ${address:#x}, %eax; mov $0xcf8, %dx; out %eax, %dx
+        mov ${value:#x}, %eax; mov $0xcfc, %dx; out %eax, %dx
+    """
+
+
+def move_bar(device: int) -> str:
+    return (
+        configure_space(device, 4, 0)
+        + configure_space(device, 0x10, BAR)
+        + configure_space(device, 0x14, 0)
+        + configure_space(device, 4, 6)
+    )
+
+
+def set_up(queue_size: int = 8) -> str:
+    """Reset, negotiate VERSION_1, program queue 0, and say that the driver is ready."""
+    found = Status.ACKNOWLEDGE | Status.DRIVER
+    agreed = found | Status.FEATURES_OK
+    return f"""
+        movb $0, {BAR + Common.DEVICE_STATUS:#x}
+        movb ${found:d}, {BAR + Common.DEVICE_STATUS:#x}
+        movl $1, {BAR + Common.DRIVER_FEATURE_SELECT:#x}
+        movl $1, {BAR + Common.DRIVER_FEATURE:#x}
+        movb ${agreed:d}, {BAR + Common.DEVICE_STATUS:#x}
+        movw $0, {BAR + Common.QUEUE_SELECT:#x}
+        movw ${queue_size}, {BAR + Common.QUEUE_SIZE:#x}
+        movl ${DESC:#x}, {BAR + Common.QUEUE_DESC:#x}
+        movl ${AVAIL:#x}, {BAR + Common.QUEUE_DRIVER:#x}
+        movl ${USED:#x}, {BAR + Common.QUEUE_DEVICE:#x}
+        movw $1, {BAR + Common.QUEUE_ENABLE:#x}
+        movb ${agreed | Status.DRIVER_OK:d}, {BAR + Common.DEVICE_STATUS:#x}
+    """
+
+
+ASK_FOR_BYTES = f"""
+    movl ${BUFFER:#x}, {DESC:#x}
+    movl ${BYTES}, {DESC + 8:#x}
+    movw $2, {DESC + 12:#x}
+    movw $1, {AVAIL + 2:#x}
+    movw $0, {BAR + NOTIFY:#x}
+1:  cmpw $1, {USED + 2:#x}
+    jne 1b
+"""
+
+
+@pytest.fixture
+def ram(tmp_path: Path) -> Iterator[SharedRam]:
+    shared = SharedRam(tmp_path)
+    yield shared
+    shared.close()
+
+
+async def test_guest_that_moves_the_bar_and_polls_gets_bytes_of_the_source(
+    tmp_path: Path, ram: SharedRam
+) -> None:
+    source = tmp_path / "entropy"
+    source.write_bytes(bytes(range(256)))
+    program = f"{move_bar(1)}{set_up()}{ASK_FOR_BYTES}{say('.')}{HALT}"
+    config = configure(
+        write_kernel(tmp_path, program),
+        memory=file_memory(ram.path),
+        rng={"src": str(source)},
+    )
+
+    async with running(config) as vm:
+        await vm.debug.wait_for(b".")
+
+    assert ram.word(USED + 8) == BYTES
+    drawn = b"".join(ram.word(BUFFER + at).to_bytes(4, "little") for at in range(0, BYTES, 4))
+    assert drawn == bytes(range(BYTES))
+    assert ram.word(BUFFER + BYTES) == 0
+
+
+async def test_guest_that_breaks_its_ring_sees_needs_reset_and_gets_the_device_back(
+    tmp_path: Path, ram: SharedRam
+) -> None:
+    wait_until_broken = f"2: testb ${Status.NEEDS_RESET:d}, {BAR + Common.DEVICE_STATUS:#x}; jz 2b"
+    wait_until_reset = f"3: cmpb $0, {BAR + Common.DEVICE_STATUS:#x}; jne 3b"
+    program = f"""
+        {move_bar(1)}{set_up()}
+        movw $100, {AVAIL + 2:#x}
+        movw $0, {BAR + NOTIFY:#x}
+        {wait_until_broken}
+        {say("b")}
+        movb $0, {BAR + Common.DEVICE_STATUS:#x}
+        {wait_until_reset}
+        movw $0, {AVAIL + 2:#x}
+        {set_up()}{ASK_FOR_BYTES}{say(".")}{HALT}
+    """
+    config = configure(write_kernel(tmp_path, program), memory=file_memory(ram.path))
+
+    async with running(config) as vm:
+        await vm.debug.wait_for(b".")
+
+    assert bytes(vm.debug.output) == b"b."
+    assert ram.word(USED + 8) == BYTES
+
+
+@pytest.mark.parametrize(
+    ("rng", "platform", "bdf"),
+    [
+        ({}, {}, "0000:00:01.0"),
+        ({"pci_device_id": 9}, {}, "0000:00:09.0"),
+        ({"pci_segment": 1}, {"num_pci_segments": 2}, "0001:00:00.0"),
+        ({"pci_segment": 2, "pci_device_id": 31}, {"num_pci_segments": 3}, "0002:00:1f.0"),
+    ],
+)
+async def test_device_is_where_the_configuration_wants_it(
+    tmp_path: Path, rng: dict[str, int], platform: dict[str, int], bdf: str
+) -> None:
+    config = configure(
+        write_kernel(tmp_path, HALT), rng={"src": "/dev/urandom", **rng}, platform=platform
+    )
+
+    async with running(config) as vm:
+        tree = vm.machine.device_tree
+
+    assert tree["_virtio-pci-__rng"]["pci_bdf"] == bdf
+    assert tree["__rng"] == {
+        "id": "__rng",
+        "resources": [],
+        "parent": "_virtio-pci-__rng",
+        "children": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"), [("/nowhere", "ENOENT"), ("/", "EISDIR"), ("", "ENOENT")]
+)
+async def test_source_that_cannot_be_read_refuses_the_boot_and_leaves_nothing(
+    tmp_path: Path, source: str, reason: str
+) -> None:
+    config = configure(write_kernel(tmp_path, HALT), rng={"src": source})
+    with pytest.raises(ExceptionGroup):
+        async with running(config):
+            pass
+    before = holdings()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(config):
+            raise AssertionError("The machine runs")
+
+    cause = sole_cause(caught.value)
+    assert isinstance(cause, HostError)
+    assert reason in str(cause)
+    check_nothing_left(before)
