@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vmm.errors import HostError
@@ -106,17 +106,17 @@ class Section(NamedTuple):
 @asynccontextmanager
 async def open_rng(config: RngConfig, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
     """The entropy device over its source. Raises: HostError."""
-    try:
-        fd = os.open(config.src, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        hint = "give rng.src (--rng src=…) a source that can be read, such as /dev/urandom"
-        raise HostError.from_os_error(
-            "open of the entropy source", error, path=config.src, hint=hint
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            fd = os.open(config.src, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            stack.callback(os.close, fd)
+            os.read(fd, 0)  # A directory can be opened, but no more.
+        except OSError as error:
+            hint = "give rng.src (--rng src=…) a source that can be read, such as /dev/urandom"
+            raise HostError.from_os_error(
+                "open of the entropy source", error, path=config.src, hint=hint
+            ) from error
         yield Rng(id, fd, config.src)
-    finally:
-        os.close(fd)
 
 
 SECTIONS: tuple[Section, ...] = (Section("rng", "__rng", lambda config: (config.rng,), open_rng),)
