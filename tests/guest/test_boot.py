@@ -96,7 +96,7 @@ async def check_pci(guest: Guest) -> None:
     )
     assert identity.split() == ["0x8086", "0x0d57", "0x060000"]
     size = await guest.run("wc -c < /sys/bus/pci/devices/0000:00:00.0/config")
-    assert size.strip() == "256"
+    assert size.strip() == "4096"
 
 
 async def check_acpi(guest: Guest, place: Path) -> None:
