@@ -50,6 +50,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.commands": 5,
     "vmm.machine.consoles": 5,
     "vmm.machine.devices": 5,
+    "vmm.machine.disks": 5,
     "vmm.machine.plug": 5,
     "vmm.machine.sections": 5,
     "vmm.snapshot": 5,

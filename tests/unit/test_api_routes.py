@@ -43,7 +43,6 @@ COMMANDS: dict[str, Command] = {
 }
 DOCUMENTED_AND_ABSENT = {
     "/vm.resize",
-    "/vm.resize-disk",
     "/vm.resize-zone",
     "/vm.add-device",
     "/vm.add-disk",
@@ -81,8 +80,11 @@ SILENT_GUEST = GuestError("The guest broke its promise")
 NO_DEVICE = HostError("open", 2, path="/dev/kvm", hint="load the kvm module")
 
 
+BODIES = {"/vm.create": CONFIG, "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}'}
+
+
 def body_for(route: Route) -> bytes | None:
-    return None if route.model is None else CONFIG
+    return None if route.model is None else BODIES[route.path]
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -102,6 +104,15 @@ async def test_create_gives_the_configuration_to_the_owner(tmp_path: Path) -> No
 
     assert answer.status_code == 204
     assert owner.commands == [commands.Create(VmConfig.model_validate(json.loads(CONFIG)))]
+
+
+async def test_resize_disk_gives_name_and_size_to_the_owner(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.resize-disk", BODIES["/vm.resize-disk"])
+
+    assert answer.status_code == 204
+    assert owner.commands == [commands.ResizeDisk("root", 1 << 20)]
 
 
 async def test_ping_says_which_program_answers(tmp_path: Path) -> None:
@@ -198,7 +209,7 @@ def test_routes_are_the_documented_ones_and_the_nmi_of_real_clients() -> None:
     asked_for = {route.path for route in ROUTES if route.method == "PUT"}
 
     assert looked_at == {"/vmm.ping", "/vm.info", "/vm.counters"}
-    assert asked_for == {*COMMANDS, "/vm.create", *(route.path for route in ABSENT)}
+    assert asked_for == {*COMMANDS, *BODIES, *(route.path for route in ABSENT)}
     assert {route.path for route in ABSENT} == DOCUMENTED_AND_ABSENT
 
 

@@ -68,6 +68,9 @@ class FakeMachine:
     async def resume(self) -> None:
         self.calls.append("resume")
 
+    def resize_disk(self, name: str, size: int) -> None:
+        self.calls.append(f"resize {name} to {size}")
+
     def press_power_button(self) -> None:
         self.calls.append("power button")
 

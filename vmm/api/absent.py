@@ -7,7 +7,6 @@ from vmm.errors import UnsupportedError
 
 _ACTIONS = {
     "/vm.resize": "The VM could not be resized",
-    "/vm.resize-disk": "The disk could not be resized",
     "/vm.resize-zone": "The memory zone could not be resized",
     "/vm.add-device": "The device could not be added to the VM",
     "/vm.remove-device": "The device could not be removed from the VM",

@@ -11,7 +11,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from vmm.api import absent, inspect, lifecycle, vmm
+from vmm.api import absent, devices, inspect, lifecycle, vmm
 from vmm.api.errors import BODY_LIMIT, action_failed, array_response, request_failed
 from vmm.api.routes import BodyError, Route, Service
 from vmm.errors import VmmError
@@ -19,7 +19,9 @@ from vmm.errors import VmmError
 logger = logging.getLogger(__name__)
 
 PREFIX = "/api/v1"
-ROUTES: tuple[Route, ...] = vmm.ROUTES + lifecycle.ROUTES + inspect.ROUTES + absent.ROUTES
+ROUTES: tuple[Route, ...] = (
+    vmm.ROUTES + lifecycle.ROUTES + inspect.ROUTES + devices.ROUTES + absent.ROUTES
+)
 
 
 def create_app(service: Service) -> QuartTrio:

@@ -1,16 +1,7 @@
 """KVM from Python: one method an ioctl, and the vCPU loop that runs in C."""
 
 from vmm.kvm_cffi.bench import raw_exit_loop
-from vmm.kvm_cffi.block import (
-    BlockEngine,
-    DiskAbility,
-    DiskCounters,
-    DiskHandle,
-    IoCounters,
-    Outcome,
-)
 from vmm.kvm_cffi.guest_memory import GuestMemoryMap
-from vmm.kvm_cffi.limiter import Bucket, Limiter
 from vmm.kvm_cffi.mechanisms import (
     AllOnes,
     ByteRing,
@@ -42,31 +33,23 @@ from vmm.kvm_cffi.vm import Vm
 
 __all__ = [
     "AllOnes",
-    "BlockEngine",
-    "Bucket",
     "ByteRing",
     "ClockData",
     "ConfigAddress",
     "Constant",
     "CpuidEntry",
     "DescriptorTable",
-    "DiskAbility",
-    "DiskCounters",
-    "DiskHandle",
     "Exit",
     "ExitCounts",
     "ExitKind",
     "ExitRouter",
     "Fpu",
     "GuestMemoryMap",
-    "IoCounters",
     "Kvm",
-    "Limiter",
     "Loop",
     "Mechanism",
     "MsiRoute",
     "MsrEntry",
-    "Outcome",
     "PmTimer",
     "Regs",
     "Segment",

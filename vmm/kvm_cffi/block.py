@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SECTOR = 512
 SERIAL_BYTES = 20
-NEVER = (1 << 64) - 1
 
 
 class DiskAbility(IntFlag):
@@ -98,6 +97,11 @@ class DiskHandle:
         lib.vk_disk_count(self.handle, counters)
         reads, writes = _io(counters.reads), _io(counters.writes)
         return DiskCounters(reads, writes, counters.errors, counters.last_errno)
+
+
+def can_punch_holes(fd: int, size: int) -> bool:
+    """Whether the host can take parts of a writable file of ``size`` bytes back."""
+    return bool(lib.vk_punch_hole_past(fd, size) == 0)
 
 
 def _io(io: CData) -> IoCounters:

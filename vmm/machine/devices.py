@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vmm.errors import ConfigError, NotFoundError
 from vmm.machine.plug import Plugged, Wiring, plug_registers, plug_virtio
 from vmm.machine.scope import Scope, enter
 from vmm.machine.sections import SECTIONS, Section
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
     from vmm.machine.pci_bus import PciBus
+    from vmm.virtio.block import Block
 
 
 class Devices:
@@ -44,6 +46,17 @@ class Devices:
         """The devices that count, and what."""
         counted = {name: scope.value.counters for name, scope in self._plugged.items()}
         return {name: counters for name, counters in counted.items() if counters}
+
+    def disk(self, name: str) -> Block:
+        """The disk of a name. Raises: NotFoundError (caller), ConfigError when it is none."""
+        if name not in self._plugged:
+            raise NotFoundError(f'No device with id "{name}"; vm.info lists what there is')
+        from vmm.virtio import block  # Only now: a VM without disks starts sooner.
+
+        device = self._plugged[name].value.device
+        if not isinstance(device, block.Block):
+            raise ConfigError(f"Device {name} is no disk that can be resized; name a disk")
+        return device
 
     @asynccontextmanager
     async def running(self, config: VmConfig, nursery: trio.Nursery) -> AsyncIterator[None]:

@@ -61,6 +61,7 @@ class Machine(Protocol):
     def counters(self) -> dict[str, dict[str, int]]: ...
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
+    def resize_disk(self, name: str, size: int) -> None: ...
     def press_power_button(self) -> None: ...
     def inject_nmi(self) -> None: ...
 
@@ -138,6 +139,7 @@ class VmOwner:
         self._guest: _Guest | None = None
         self._state = State.CREATED
         self._ended = False
+        self._failed = False
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -155,8 +157,8 @@ class VmOwner:
                         await self._answer(request)
                     else:
                         await self._grant(*request)
-            finally:
                 self._refuse_the_rest()
+            finally:
                 # Bounded: the vCPUs and the consoles each have a deadline for their end. The
                 # machine goes first, so that its last words still reach the consoles.
                 with trio.CancelScope(shield=True):
@@ -188,6 +190,11 @@ class VmOwner:
         """Whether no more commands are served."""
         return self._ended
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended because a VM that its guest had reset could not be built anew."""
+        return self._failed
+
     def info(self) -> VmInfo:
         """What vm.info shows. Raises: NotCreatedError."""
         from vmm.config.info import DeviceNode, VmInfo, VmState
@@ -209,7 +216,6 @@ class VmOwner:
         return self._needed_machine().value.counters
 
     def _refuse_the_rest(self) -> None:
-        self._ended = True
         with suppress(trio.WouldBlock):
             while True:
                 request = self._receive.receive_nowait()
@@ -245,6 +251,8 @@ class VmOwner:
             case commands.Reboot():
                 self._needed_machine()
                 await self._reboot()
+            case commands.ResizeDisk(id, size):
+                self._needed_machine().value.resize_disk(id, size)
             case commands.PowerButton():
                 self._needed_machine().value.press_power_button()
             case commands.Nmi():
@@ -263,6 +271,7 @@ class VmOwner:
                 except VmmError as error:
                     for line in chain(error):
                         logger.error("The VM could not reboot: %s", line)
+                    self._failed = True
                     await self._end()
             case Wish.SHUTDOWN if self._no_shutdown:
                 await self._stop()

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
     import trio
 
+    from vmm.config.disk import DiskConfig
     from vmm.config.pci import PciSlot
     from vmm.config.rng import RngConfig
     from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import GuestMemoryMap
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
+    from vmm.machine.disks import DiskPool
     from vmm.machine.memory import GuestMemory
     from vmm.pci.bar import Bar
     from vmm.pci.configuration import Configuration
@@ -44,7 +46,7 @@ class Events(Protocol):
 class Board(NamedTuple):
     """What of the machine a device may be given when it is opened.
 
-    ``memory_map`` is the same memory for device code in C.
+    ``memory_map`` is the same memory for device code in C, ``disk_pool`` what disks share.
     """
 
     memory: GuestMemory
@@ -52,6 +54,7 @@ class Board(NamedTuple):
     consoles: Consoles
     lifecycle: Lifecycle
     events: Events
+    disk_pool: DiskPool | None
 
     def open_queue(self, state: QueueState, *, kick_fd: int, interrupt_fd: int) -> Queue:
         """Make the device's side of a queue. Raises: GuestError when it cannot be one."""
@@ -119,4 +122,24 @@ async def open_rng(config: RngConfig, id: str, board: Board) -> AsyncIterator[Vi
         yield Rng(id, fd, config.src)
 
 
-SECTIONS: tuple[Section, ...] = (Section("rng", "__rng", lambda config: (config.rng,), open_rng),)
+@asynccontextmanager
+async def open_disk(config: DiskConfig, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+    """The disk over its image. Raises: ConfigError (caller), UnsupportedError, HostError."""
+    from vmm.machine import disks  # Only now: a VM without disks starts sooner.
+
+    assert board.disk_pool is not None, "a machine with disks has what they share"
+    async with disks.open_disk(config, id, board.disk_pool) as device:
+        yield device
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section(
+        "disks",
+        "_disk",
+        lambda config: config.disks or (),
+        open_disk,
+        is_list=True,
+        has_low_bar=True,
+    ),
+    Section("rng", "__rng", lambda config: (config.rng,), open_rng),
+)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from vmm.machine.bus import AddressSpaces, Lifecycle
     from vmm.machine.chipset import Chipset
     from vmm.machine.consoles import Consoles
+    from vmm.machine.disks import DiskPool
     from vmm.machine.sections import Events
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,13 @@ class VirtualMachine:
         self._vm.set_clock(ClockData(self._clock.clock))
         for vcpu in self._vcpus:
             vcpu.resume()
+
+    def resize_disk(self, name: str, size: int) -> None:
+        """Give a disk another size in bytes.
+
+        Raises: NotFoundError, ConfigError (caller), HostError.
+        """
+        self._devices.disk(name).resize(size)
 
     def press_power_button(self) -> None:
         """Tell the guest that its power button was pressed."""
@@ -196,7 +204,8 @@ async def open_machine(
         entry = firmware.write(memory, config, cpus, areas)
         vcpus = stack.enter_context(processors.create(vm, cpus, entry))
         memory_map = GuestMemoryMap((each.gpa, each.size, each.hva) for each in memory.regions)
-        board = Board(memory, memory_map, consoles, lifecycle, events or EventSink())
+        pool = _disk_pool(config)
+        board = Board(memory, memory_map, consoles, lifecycle, events or EventSink(), pool)
         machine = VirtualMachine(vm, memory, chipset, board)
         tasks = list(_vcpu_tasks(stack, vcpus, router, machine, chipset.spaces, config.cpus))
         if config.cpus.core_scheduling == "Vm":
@@ -213,6 +222,15 @@ async def open_machine(
                     running.cancel_scope.cancel()
             finally:
                 devices.cancel()
+
+
+def _disk_pool(config: VmConfig) -> DiskPool | None:
+    """What disks share, if there are any. Raises: ConfigError (caller)."""
+    if not config.disks:
+        return None
+    from vmm.machine.disks import pool_of  # Only now: a VM without disks starts sooner.
+
+    return pool_of(config.disks, config.rate_limit_groups or ())
 
 
 def _set_up_irqchip(vm: Vm) -> None:

@@ -293,6 +293,8 @@ void vk_disk_set_sectors(vk_disk *disk, uint64_t sectors);
 void vk_disk_set_written_through(vk_disk *disk, int wanted);
 void vk_disk_count(const vk_disk *disk, struct vk_disk_counters *counters);
 void vk_disk_free(vk_disk *disk);
+/* Whether the host can give parts of a file back: 0, or why not. */
+int vk_punch_hole_past(int fd, uint64_t end);
 
 enum vk_blk_outcome {
     VK_BLK_HAS_MORE = 1,   /* serve again after the loop's turn */

@@ -331,4 +331,6 @@ void vk_blk_complete(vk_blk *blk, uint32_t request, int64_t result)
 {
     take_in(blk, &blk->requests[request], result, vk_now_ns());
     signal_drivers(blk);
+    if (blk->is_stopping)
+        vk_signal(blk->completion_fd); /* somebody waits for the last one */
 }

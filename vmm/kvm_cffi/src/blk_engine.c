@@ -91,8 +91,8 @@ int vk_blk_fd(const vk_blk *blk)
 }
 
 /*
- * Requests still in flight, if any, are the kernel's: closing the ring cancels what can be cancelled,
- * and the pages of the rest stay pinned until the hardware is done with them.
+ * Requests still in flight, if any, belong to the kernel or to a thread that is stuck in it, and so does
+ * all they refer to: that memory is given up.
  */
 void vk_blk_free(vk_blk *blk)
 {
@@ -102,13 +102,11 @@ void vk_blk_free(vk_blk *blk)
         close(blk->completion_fd);
     if (blk->epoll_fd >= 0)
         close(blk->epoll_fd);
-    for (uint32_t i = 0; blk->requests != NULL && i < blk->request_count; i++)
-        if (blk->requests[i].pieces != blk->requests[i].inline_pieces)
-            free(blk->requests[i].pieces);
+    if (blk->in_flight != 0)
+        return;
     free(blk->bounces);
     free(blk->requests);
     free(blk->queues);
-    if (blk->chain != NULL)
-        vk_chain_free(blk->chain);
+    vk_chain_free(blk->chain);
     free(blk);
 }

@@ -1,6 +1,12 @@
 /* A disk as its engines share it, one after the other: the file, its size, and what was counted. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "blk.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -42,4 +48,11 @@ void vk_disk_count(const vk_disk *disk, struct vk_disk_counters *counters)
 void vk_disk_free(vk_disk *disk)
 {
     free(disk);
+}
+
+/* Past the file's end there is nothing to lose: the host only says whether it could. */
+int vk_punch_hole_past(int fd, uint64_t end)
+{
+    const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    return fallocate(fd, mode, (off_t)((end + 4095) & ~UINT64_C(4095)), 4096) < 0 ? -errno : 0;
 }

@@ -1,0 +1,103 @@
+"""From a disk of the configuration to a block device over its open, locked image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from vmm.block.formats import Format
+from vmm.block.image import open_image
+from vmm.block.locks import WHOLE_FILE, lock_image
+from vmm.config.disk import ImageType, LockGranularity
+from vmm.errors import ConfigError, UnsupportedError
+from vmm.virtio.block import Block
+from vmm.virtio.rate_limit import limiter_of
+
+if TYPE_CHECKING:
+    from vmm.block.raw import RawImage
+    from vmm.config.disk import DiskConfig
+    from vmm.config.rate_limit import RateLimitGroupConfig
+    from vmm.kvm_cffi.limiter import Limiter
+
+
+class DiskPool(NamedTuple):
+    """What the disks of one machine share.
+
+    ``groups`` are the rate limits by name. ``worker_cpus`` are where the kernel's I/O workers may
+    run, all if there are none: the kernel has one pool of workers for all rings of a thread, so the
+    affinities of all queues of all disks come together here.
+    """
+
+    groups: Mapping[str, Limiter | None]
+    worker_cpus: frozenset[int]
+
+
+def pool_of(disks: Iterable[DiskConfig], groups: Iterable[RateLimitGroupConfig]) -> DiskPool:
+    """Make what disks share. Raises: ConfigError (caller) for a queue or CPU that is absent."""
+    present = os.sched_getaffinity(0)
+    wanted: set[int] = set()
+    for index, disk in enumerate(disks):
+        for affinity in disk.queue_affinity or ():
+            place = f"disks[{index}].queue_affinity (--disk queue_affinity=…)"
+            if affinity.queue_index >= disk.num_queues:
+                raise ConfigError(
+                    f"{place} names queue {affinity.queue_index}; the disk has queues 0 to "
+                    f"{disk.num_queues - 1}"
+                )
+            if absent := set(affinity.host_cpus) - present:
+                raise ConfigError(
+                    f"{place} names host CPU {min(absent)}, which this process may not run on; "
+                    f"give some of {sorted(present)}"
+                )
+            wanted |= set(affinity.host_cpus)
+    limits = {group.id: limiter_of(group.rate_limiter_config) for group in groups}
+    return DiskPool(limits, frozenset(wanted))
+
+
+@asynccontextmanager
+async def open_disk(config: DiskConfig, id: str, pool: DiskPool) -> AsyncIterator[Block]:
+    """The disk over its image, which stays locked until the scope is left.
+
+    Raises: ConfigError (caller), UnsupportedError, HostError.
+    """
+    if config.vhost_user or config.path is None:
+        raise UnsupportedError(
+            f"Disk {id} has vhost_user on (--disk vhost_user=on), which is not in this version of "
+            "the VMM; give it an image (path)"
+        )
+    wanted = None if config.image_type is ImageType.UNKNOWN else Format(config.image_type)
+    with open_image(
+        config.path, wanted=wanted, read_only=config.readonly, direct=config.direct
+    ) as image:
+        _lock(image.file, config.lock_granularity)
+        if not config.sparse:
+            await trio.to_thread.run_sync(image.file.preallocate)
+        yield Block(
+            id,
+            image.file,
+            (config.queue_size,) * config.num_queues,
+            serial=config.serial,
+            sparse=config.sparse,
+            guards_first_sector=image.guards_first_sector,
+            limiter=_limiter(config, pool),
+            worker_cpus=pool.worker_cpus,
+            wants_ring=not config.disable_io_uring,
+        )
+
+
+def _limiter(config: DiskConfig, pool: DiskPool) -> Limiter | None:
+    if config.rate_limit_group is not None:
+        return pool.groups[config.rate_limit_group]
+    return limiter_of(config.rate_limiter_config)
+
+
+def _lock(image: RawImage, granularity: LockGranularity) -> None:
+    """Keep other writers away. What is locked is what the image holds or may hold now."""
+    length = WHOLE_FILE
+    if granularity is LockGranularity.BYTE_RANGE:
+        length = max(image.size, image.allocated)
+    lock_image(image.fd, image.path, exclusive=not image.read_only, length=length)
