@@ -12,6 +12,7 @@ import time
 
 BEGIN = (time.monotonic_ns(), time.process_time_ns())  # Before any import that is to be timed.
 
+import gc  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
