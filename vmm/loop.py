@@ -88,7 +88,7 @@ async def _serve(owner: VmOwner, invocation: Invocation, listener: socket.socket
                 nursery.start_soon(partial(_serve_api, owner, listener, guest_runs=guest_runs))
             await ended.wait()
         nursery.cancel_scope.cancel()
-    return code
+    return EXIT_FAILURE if owner.has_failed else code
 
 
 async def _run_owner(owner: VmOwner, ended: trio.Event) -> None:

@@ -154,7 +154,11 @@ class VmmProcess:
     def open_descriptors(self) -> list[str]:
         """What each open file descriptor of the VMM leads to."""
         folder = Path(f"/proc/{self.process.pid}/fd")
-        return sorted(os.readlink(folder / name) for name in os.listdir(folder))
+        found = []
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError):  # Closed meanwhile.
+                found.append(os.readlink(folder / name))
+        return sorted(found)
 
     def threads(self) -> list[str]:
         """The names of the VMM's threads."""

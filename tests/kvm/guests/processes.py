@@ -59,6 +59,18 @@ def check_left_in_order(vmm: VmmProcess) -> None:
     assert vmm.events()[-1] == "vmm:shutdown"
 
 
+def resources(vmm: VmmProcess) -> list[str]:
+    """What a VMM has open, but for sockets: the last client's may be closing still."""
+    return [name for name in vmm.open_descriptors() if not name.startswith("socket:")]
+
+
+async def wait_for_event(vmm: VmmProcess, event: str) -> None:
+    """Wait until a VMM has written an event, which is into a file."""
+    with trio.fail_after(SECONDS):
+        while event not in vmm.events():  # noqa: ASYNC110  the file has no event to wait on
+            await trio.sleep(0.001)
+
+
 async def run_to_its_end(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run a VMM that is expected to end by itself."""
     with trio.fail_after(SECONDS):
