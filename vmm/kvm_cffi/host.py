@@ -33,13 +33,13 @@ def request_amx_for_guests() -> None:
         ) from cause
 
 
-def create_core_scheduling_cookie(tid: int) -> bool:
-    """Let a thread share a physical core only with threads of its own cookie.
+def create_core_scheduling_cookie() -> bool:
+    """Let this thread, and those it makes from now on, share a physical core with no others.
 
-    ``tid`` 0 is the calling thread, whose later threads inherit the cookie. Returns False where
-    the host has no core scheduling and therefore nothing to guard. Raises: HostError.
+    Returns False where the host has no core scheduling, or no threads of a core to schedule.
+    Raises: HostError.
     """
-    result = lib.vk_create_core_scheduling_cookie(tid)
+    result = lib.vk_create_core_scheduling_cookie()
     if -result in NO_CORE_SCHEDULING:
         return False
     if result < 0:

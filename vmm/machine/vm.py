@@ -159,11 +159,21 @@ class VirtualMachine:
                     scope.shield = True
                     await trio.sleep_forever()
 
-    async def run_vcpus(self, vcpus: Sequence[VcpuTask], nursery: trio.Nursery) -> None:
-        """Start the vCPUs' tasks, and the one that ends the machine when one of them fails."""
+    async def run_vcpus(
+        self, vcpus: Sequence[VcpuTask], nursery: trio.Nursery, core_scheduling: str
+    ) -> None:
+        """Start the vCPUs' tasks, and the one that ends the machine when one of them fails.
+
+        A vCPU's thread shares a physical core with threads of its own cookie alone, and has the
+        cookie of this thread when it is made: one for all in mode Vm, a new one each in mode Vcpu.
+        """
         self._vcpus = tuple(vcpus)
         nursery.start_soon(self._raise_failure)
+        if core_scheduling == "Vm":
+            host.create_core_scheduling_cookie()
         for vcpu in vcpus:
+            if core_scheduling == "Vcpu":
+                host.create_core_scheduling_cookie()
             await nursery.start(vcpu.run)
 
     async def _raise_failure(self) -> None:
@@ -208,8 +218,6 @@ async def open_machine(
         board = Board(memory, memory_map, consoles, lifecycle, events or EventSink(), pool)
         machine = VirtualMachine(vm, memory, chipset, board)
         tasks = list(_vcpu_tasks(stack, vcpus, router, machine, chipset.spaces, config.cpus))
-        if config.cpus.core_scheduling == "Vm":
-            host.create_core_scheduling_cookie(0)
         async with trio.open_nursery() as nursery:
             # A device outlives the vCPUs, so that what they wrote last still goes out: whoever
             # cancels this machine, the devices are cancelled as soon as the vCPUs have ended.
@@ -217,7 +225,7 @@ async def open_machine(
             await nursery.start(machine.run_devices, config, devices)
             try:
                 async with trio.open_nursery() as running:
-                    await machine.run_vcpus(tasks, running)
+                    await machine.run_vcpus(tasks, running, config.cpus.core_scheduling)
                     yield machine
                     running.cancel_scope.cancel()
             finally:

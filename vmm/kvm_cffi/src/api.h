@@ -135,7 +135,7 @@ int64_t vk_raw_exit_loop(int vcpu_fd, void *run, uint64_t exits);
 /* The host beside KVM: the CPUID instruction (EAX to EDX), AMX for guests, core scheduling. */
 void vk_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
 int vk_request_amx_for_guests(void);
-int vk_create_core_scheduling_cookie(int tid);
+int vk_create_core_scheduling_cookie(void);
 
 /* Guest RAM: ascending, disjoint, not empty. */
 typedef struct vk_memory vk_memory;
@@ -320,3 +320,44 @@ int64_t vk_blk_take(vk_blk *blk);
 int64_t vk_blk_perform(vk_blk *blk, uint32_t request);
 void vk_blk_complete(vk_blk *blk, uint32_t request, int64_t result);
 void vk_blk_free(vk_blk *blk);
+
+/* The packet engine of one pair of virtio-net's queues; net.c says how it works. */
+typedef struct vk_net vk_net;
+
+/* Descriptors and objects outlive the engine. NULL: no such queue, no limit. */
+struct vk_net_setup {
+    int tap_fd; /* does not block */
+    vk_queue *rx;
+    vk_queue *tx;
+    vk_limiter *rx_limiter;
+    vk_limiter *tx_limiter;
+};
+
+/* Packets and bytes of them without virtio's header; several engines may count in one place. */
+struct vk_net_counters {
+    uint64_t rx_frames;
+    uint64_t rx_bytes;
+    uint64_t rx_dropped; /* larger than the driver's buffer, or shorter than a header */
+    uint64_t tx_frames;
+    uint64_t tx_bytes;
+    uint64_t tx_dropped; /* refused by the tap */
+};
+
+enum vk_net_outcome {
+    VK_NET_HAS_MORE = 1, /* serve again after the loop's turn */
+    VK_NET_IS_TIMED = 2, /* serve again after vk_net_wait_ns at the latest */
+};
+
+int vk_net_new(const struct vk_net_setup *setup, struct vk_net_counters *counters, vk_net **made);
+int vk_net_fd(const vk_net *net);
+/* At rest, as at first, an engine leaves tap and queues alone. */
+int vk_net_set_enabled(vk_net *net, int enabled);
+/*
+ * Serves what there is: its outcome; -EPROTO when the guest broke a queue; -EBADMSG when a chain is too
+ * short for a header; or the errno of a tap that is gone.
+ */
+int vk_net_serve(vk_net *net);
+uint64_t vk_net_wait_ns(const vk_net *net);
+/* Gives back the chain that a limit has it hold. */
+void vk_net_stop(vk_net *net);
+void vk_net_free(vk_net *net);

@@ -27,8 +27,8 @@ int vk_request_amx_for_guests(void)
     return result == 0 ? 0 : -errno;
 }
 
-int vk_create_core_scheduling_cookie(int tid)
+int vk_create_core_scheduling_cookie(void)
 {
-    int result = prctl(VK_PR_SCHED_CORE, VK_PR_SCHED_CORE_CREATE, tid, VK_PIDTYPE_PID, 0);
+    int result = prctl(VK_PR_SCHED_CORE, VK_PR_SCHED_CORE_CREATE, 0, VK_PIDTYPE_PID, 0);
     return result == 0 ? 0 : -errno;
 }
