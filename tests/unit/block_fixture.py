@@ -209,6 +209,7 @@ async def running_disk(
     path: Path,
     *,
     size: int = 1 << 20,
+    memory_bytes: int = 8 << 20,
     features: int = WITH_FLUSH,
     queue_sizes: tuple[int, ...] = (128,),
     is_packed: bool = False,
@@ -235,7 +236,9 @@ async def running_disk(
             limiter=limiter,
             wants_ring=wants_ring,
         ) as device,
-        drivers_of(device, is_packed=is_packed, has_event_idx=has_event_idx) as drivers,
+        drivers_of(
+            device, memory_bytes=memory_bytes, is_packed=is_packed, has_event_idx=has_event_idx
+        ) as drivers,
     ):
         async with serving(device, drivers, features) as scope:
             yield Disk(drivers[0], drivers, device, path, scope)

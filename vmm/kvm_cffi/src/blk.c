@@ -183,6 +183,12 @@ static int turn(struct vk_blk *blk)
     return result < 0 ? result : taken + reaped;
 }
 
+/* Whether requests that have ended one operation wait for their next. */
+static bool goes_on(const struct vk_blk *blk)
+{
+    return blk->has_ring && blk->backlog.first != NULL;
+}
+
 static bool is_ready(struct vk_blk *blk)
 {
     if (blk->has_ring && vk_uring_is_ready(&blk->ring))
@@ -283,7 +289,7 @@ int vk_blk_serve(vk_blk *blk)
         has_more = vk_now_ns() - start_ns >= STEP_NS;
         if (has_more)
             break;
-        if (result > 0 && !blk->is_limited && poll(blk))
+        if (result > 0 && (goes_on(blk) || (!blk->is_limited && poll(blk))))
             continue;
         if (!arm(blk))
             break;
