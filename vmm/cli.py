@@ -27,7 +27,7 @@ from vmm.config.refusal import refusals
 from vmm.config.rng import RtcConfig
 from vmm.config.syntax import field_syntaxes, parse_keys, parse_option
 from vmm.config.tokens import dequote
-from vmm.config.units import parse_decimal
+from vmm.config.units import I32_MAX, parse_decimal
 from vmm.config.validation import validate
 from vmm.config.values import shape_of
 from vmm.config.vm import VmConfig
@@ -284,11 +284,14 @@ def _path_or_descriptor(flag: str, text: str, given: dict[str, str]) -> str | in
     if path:
         return path
     try:
-        return parse_decimal(number)
+        descriptor = parse_decimal(number)
     except ValueError:
+        descriptor = I32_MAX + 1
+    if descriptor > I32_MAX:
         raise ConfigError(
-            f"{flag} {text}: Unable to convert {number} for fd; give a number"
-        ) from None
+            f"{flag} {text}: Unable to convert {number} for fd; give a number up to {I32_MAX}"
+        )
+    return descriptor
 
 
 def _parse_config(

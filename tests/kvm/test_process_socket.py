@@ -80,19 +80,18 @@ async def test_inherited_listener_is_served_and_its_file_stays(place: Path) -> N
     assert path.exists()
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        "1",
-        "77",
-        pytest.param(
-            "99999999999999999999",
-            marks=pytest.mark.xfail(reason="beyond a C integer it is not refused", strict=False),
-        ),
-    ],
-)
+@pytest.mark.parametrize("number", ["1", "77", "2147483648", "99999999999999999999"])
 async def test_descriptor_that_is_no_listener_is_refused(place: Path, number: str) -> None:
     ended = await run_to_its_end("--api-socket", f"fd={number}")
+
+    assert ended.returncode == 1
+    assert number in ended.stderr.decode()
+    assert b"Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", ["77", "99999999999999999999"])
+async def test_event_monitor_on_no_descriptor_is_refused(place: Path, number: str) -> None:
+    ended = await run_to_its_end("--event-monitor", f"fd={number}", "--api-socket", f"{place}/a")
 
     assert ended.returncode == 1
     assert number in ended.stderr.decode()
