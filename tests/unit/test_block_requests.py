@@ -49,6 +49,10 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+def content(image: Path) -> bytes:
+    return image.read_bytes()
+
+
 def sector(at: int) -> bytes:
     return struct.pack("<I", at) * (SECTOR // 4)
 
@@ -62,7 +66,7 @@ async def test_write_is_read_back_and_is_in_the_image(image: Path, wants_ring: b
     assert written == (OK, 1, b"")
     assert flushed == (OK, 1, b"")
     assert read == (OK, 10 * SECTOR + 1, sector(6) + PATTERN + sector(15))
-    assert image.read_bytes()[7 * SECTOR : 15 * SECTOR] == PATTERN
+    assert content(image)[7 * SECTOR : 15 * SECTOR] == PATTERN
 
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["split", "packed"])
@@ -164,15 +168,15 @@ async def test_ranges_read_as_zeros_afterwards(
 
     assert answer == (OK, 1, b"")
     assert read.data == sector(15) + bytes(8 * SECTOR) + sector(24)
-    assert image.stat().st_size == SIZE
+    assert os.stat(image).st_size == SIZE
 
 
 async def test_discard_gives_room_back_to_the_host(image: Path) -> None:
-    before = image.stat().st_blocks
+    before = os.stat(image).st_blocks
     async with running_disk(image) as disk:
         await disk.driver.ask([header(DISCARD, 0), segment(0, SECTORS)])
 
-    assert image.stat().st_blocks < before
+    assert os.stat(image).st_blocks < before
 
 
 @pytest.mark.parametrize(
@@ -205,7 +209,7 @@ async def test_discard_gives_room_back_to_the_host(image: Path) -> None:
 async def test_request_that_cannot_be_is_refused_and_changes_nothing(
     image: Path, request_: list[bytes], status: int
 ) -> None:
-    before = image.read_bytes()
+    before = content(image)
     room = [SECTOR, 1] if request_[0][:4] == bytes(4) else [1]
     async with running_disk(image) as disk:
         answer = await disk.driver.ask([part for part in request_ if part], room)
@@ -213,7 +217,7 @@ async def test_request_that_cannot_be_is_refused_and_changes_nothing(
 
     assert (answer.status, answer.written) == (status, 1)
     assert after == (OK, SECTOR + 1, sector(1))
-    assert image.read_bytes() == before
+    assert content(image) == before
 
 
 @pytest.mark.parametrize("odd", [1, 511, 513])
@@ -234,32 +238,35 @@ async def test_request_for_nothing_succeeds(image: Path, kind: int) -> None:
 
 
 async def test_request_without_room_for_a_status_is_given_back_unserved(image: Path) -> None:
-    before = image.read_bytes()
+    before = content(image)
     async with running_disk(image) as disk:
         answer = await disk.driver.ask([header(OUT, 0), PATTERN], [])
         after = await disk.driver.read(1)
 
     assert (answer.status, answer.written) == (UNANSWERED, 0)
     assert after.status == OK
-    assert image.read_bytes() == before
+    assert content(image) == before
+
+
+async def break_the_ring(image: Path) -> None:
+    async with running_disk(image) as disk:
+        token = disk.driver.send([header(IN, 0)], [SECTOR, 1])
+        # The descriptor of the header, moved to where there is no RAM.
+        disk.driver.memory.write(disk.driver.ring.state.desc, struct.pack("<Q", 1 << 40))
+        disk.driver.kick()
+        await disk.driver.answer(token)
 
 
 async def test_chain_outside_ram_breaks_the_queue(image: Path) -> None:
     with pytest.raises(ExceptionGroup) as caught:
-        async with running_disk(image) as disk:
-            disk.driver.send([header(IN, 0)], [SECTOR, 1])
-            # The descriptor of the header, moved to where there is no RAM.
-            table = disk.driver.ring.state.desc
-            disk.driver.memory.write(table, struct.pack("<Q", 1 << 40))
-            disk.driver.kick()
-            await disk.driver.answer(1)
+        await break_the_ring(image)
 
     assert caught.group_contains(GuestError, match="not RAM", depth=None)
 
 
 @pytest.mark.parametrize("kind", [OUT, WRITE_ZEROES, DISCARD])
 async def test_read_only_disk_refuses_changes_and_is_flushed(image: Path, kind: int) -> None:
-    before = image.read_bytes()
+    before = content(image)
     payload = bytes(SECTOR) if kind == OUT else segment(4, 1)
     async with running_disk(image, read_only=True) as disk:
         refused = await disk.driver.ask([header(kind, 4), payload])
@@ -267,7 +274,7 @@ async def test_read_only_disk_refuses_changes_and_is_flushed(image: Path, kind: 
         flushed = await disk.driver.flush()
 
     assert (refused.status, read.data, flushed.status) == (IOERR, sector(4), OK)
-    assert image.read_bytes() == before
+    assert content(image) == before
 
 
 async def test_detected_raw_disk_refuses_changes_of_its_first_sector_only(image: Path) -> None:
@@ -311,7 +318,7 @@ async def test_direct_disk_serves_buffers_that_are_not_aligned(
     assert written.status == OK
     assert all(read.data == whole[16:] for read in reads[:4])
     assert [read.data for read in reads[4:]] == [sector(at) for at in range(200, 240)]
-    assert image.read_bytes()[2 * SECTOR :].startswith(whole[16:])
+    assert content(image)[2 * SECTOR :].startswith(whole[16:])
 
 
 async def test_image_that_shrank_behind_the_disk_gives_errors_and_the_rest(
@@ -372,4 +379,4 @@ async def test_written_through_disk_answers_as_a_cached_one(
         disk.device.write_config(32, bytes([writeback]))
 
         assert await flushes(disk) == [OK, OK, OK]
-        assert image.read_bytes()[SECTOR : SECTOR + len(PATTERN)] == PATTERN
+        assert content(image)[SECTOR : SECTOR + len(PATTERN)] == PATTERN
