@@ -227,6 +227,23 @@ def test_unpop_gives_the_chain_again(kind: Kind) -> None:
 
 
 @all_kinds
+def test_unpop_of_any_but_the_last_chain_is_refused(kind: Kind) -> None:
+    driver = kind.driver()
+    queue = kind.queue(driver.state)
+    driver.add([b"1"], [])
+    driver.add([b"2"], [])
+    first, second = queue.pop(), queue.pop()
+    assert first is not None
+    assert second is not None
+
+    with pytest.raises(InternalError, match="is not the last one"):
+        queue.unpop(first)
+
+    queue.unpop(second)
+    assert queue.in_flight == 1
+
+
+@all_kinds
 def test_push_of_what_is_not_in_flight_is_refused(kind: Kind) -> None:
     driver = kind.driver()
     queue = kind.queue(driver.state)

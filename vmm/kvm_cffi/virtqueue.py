@@ -187,7 +187,12 @@ class Virtqueue(Generic[State]):
 
     def unpop(self, chain: PoppedChain) -> None:
         """Give the chain popped last back, unread; several in reverse order."""
-        self._land(lib.vk_queue_unpop(self.handle, chain.head), chain.head)
+        result = lib.vk_queue_unpop(self.handle, chain.head)
+        if result == -errno.EINVAL:
+            raise InternalError(
+                f"Queue {self.index}: chain {chain.head} is not the last one; give back that first"
+            )
+        self._land(result, chain.head)
 
     def push(self, chain: PoppedChain, written: int) -> None:
         """Complete a chain, ``written`` bytes of which were written."""

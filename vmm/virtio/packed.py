@@ -59,8 +59,6 @@ class PackedQueue(Ring):
         for position in (state.next_avail, state.next_used):
             if position > 0xFFFF or position % WRAP >= state.size:
                 raise self._broken(f"its position is saved as {position:#x}, outside the ring")
-        self._next_avail = state.next_avail
-        self._next_used = state.next_used
 
     def _moved(self, position: int, slots: int) -> int:
         """A position so many slots on, or back if negative; at most once around the ring."""
@@ -160,7 +158,3 @@ class PackedQueue(Ring):
             U16.pack_into(self._device, EVENT_FLAGS, EVENTS_AT_POSITION)
         else:
             U16.pack_into(self._device, EVENT_FLAGS, EVENTS_ENABLED)
-
-    def save(self) -> QueueState:
-        """Return what a queue can be made of that goes on here."""
-        return self._state.moved_to(self._next_avail, self._next_used, self._unsignalled)

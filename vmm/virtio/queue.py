@@ -156,7 +156,9 @@ class Ring(ABC):
         self._state = state
         self._interrupt = interrupt
         self._breach: str | None = None
-        self._slots: dict[int, int] = {}
+        self._flights: dict[int, tuple[int, int]] = {}
+        self._next_avail = state.next_avail
+        self._next_used = state.next_used
         self._unsignalled = min(state.unsignalled, UNSIGNALLED_MAX)
 
     def _broken(self, how: str) -> GuestError:
@@ -184,16 +186,18 @@ class Ring(ABC):
 
     def _check_head(self, head: int) -> None:
         """A head that is in flight would let the guest have one request completed twice."""
-        if head in self._slots:
+        if head in self._flights:
             raise self._broken(f"chain {head} is made available while it is in flight")
 
-    def _land(self, head: int) -> int:
-        """Take a chain out of flight; return its slots."""
-        slots = self._slots.pop(head, 0)
-        if not slots:
+    def _flight(self, head: int) -> tuple[int, int]:
+        """The slots of a chain in flight, and where the device was after it."""
+        flight = self._flights.get(head)
+        if flight is None:
             raise InternalError(f"Queue {self.index} has no chain {head} in flight; push it once")
-        self.in_flight -= slots
-        return slots
+        return flight
+
+    def _land(self, head: int) -> None:
+        self.in_flight -= self._flights.pop(head)[0]
 
     def pop(self) -> ViewChain | None:
         """Take the next chain, None when there is none."""
@@ -202,19 +206,26 @@ class Ring(ABC):
         if taken is None:
             return None
         chain, slots = taken
-        self._slots[chain.head] = slots
+        self._flights[chain.head] = slots, self._next_avail
         self.in_flight += slots
         return chain
 
     def unpop(self, chain: Chain) -> None:
         """Give the chain popped last back, unread; several in reverse order."""
         self._check()
-        self._give_back(self._land(chain.head))
+        slots, position = self._flight(chain.head)
+        if position != self._next_avail:
+            raise InternalError(
+                f"Queue {self.index}: chain {chain.head} is not the last one; give back that first"
+            )
+        self._land(chain.head)
+        self._give_back(slots)
 
     def push(self, chain: Chain, written: int) -> None:
         """Complete a chain, ``written`` bytes of which were written."""
         self._check()
-        slots = self._land(chain.head)
+        slots, _ = self._flight(chain.head)
+        self._land(chain.head)
         self._put(chain.head, written, slots)
         self._unsignalled = min(self._unsignalled + slots, UNSIGNALLED_MAX)
 
@@ -243,9 +254,9 @@ class Ring(ABC):
         self._tell_enabled()
         return self._has_more()
 
-    @abstractmethod
     def save(self) -> QueueState:
         """Return what a queue can be made of that goes on here."""
+        return self._state.moved_to(self._next_avail, self._next_used, self._unsignalled)
 
     @abstractmethod
     def _take(self) -> tuple[ViewChain, int] | None:
@@ -304,8 +315,6 @@ class SplitQueue(Ring):
         for position in (state.next_avail, state.next_used):
             if position > 0xFFFF:
                 raise self._broken(f"its position is saved as {position:#x}, outside the ring")
-        self._next_avail = state.next_avail
-        self._next_used = state.next_used
         self._avail_seen = state.next_avail
 
     def _avail_index(self) -> int:
@@ -386,7 +395,3 @@ class SplitQueue(Ring):
             U16.pack_into(self._used, ENTRIES + USED.size * self.size, self._next_avail)
         else:
             U16.pack_into(self._used, FLAGS, 0)
-
-    def save(self) -> QueueState:
-        """Return what a queue can be made of that goes on here."""
-        return self._state.moved_to(self._next_avail, self._next_used, self._unsignalled)

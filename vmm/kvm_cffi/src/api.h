@@ -212,7 +212,7 @@ uint32_t vk_queue_in_flight(const vk_queue *queue);
 
 /* 1: `chain` holds the next chain; 0: there is none; -EPROTO: the guest broke the ring. */
 int vk_queue_pop(vk_queue *queue, vk_chain *chain);
-/* Gives the chain popped last back, as if it had not been popped; repeat in reverse order of popping. */
+/* Gives a chain back as if it had not been popped: the one popped last, -EINVAL for another. */
 int vk_queue_unpop(vk_queue *queue, uint16_t head);
 /* Completes a chain, so many bytes of which were written. -ENOENT: no such chain is in flight. */
 int vk_queue_push(vk_queue *queue, uint16_t head, uint32_t written);

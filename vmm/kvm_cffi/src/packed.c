@@ -122,7 +122,7 @@ int vk_packed_pop(vk_queue *queue, vk_chain *chain)
     struct walk walk = {.queue = queue, .chain = chain};
     if (walk_list(&walk, flags) < 0)
         return -EPROTO;
-    if (queue->in_flight[chain->head] != 0)
+    if (queue->in_flight[chain->head].slots != 0)
         return vk_queue_break(queue, VK_BREACH_HEAD_IN_FLIGHT, chain->head);
     advance(queue, &queue->next_avail, &queue->avail_wrap, chain->slots);
     return 1;

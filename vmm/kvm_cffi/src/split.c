@@ -105,7 +105,7 @@ int vk_split_pop(vk_queue *queue, vk_chain *chain)
     uint16_t head = load_16(queue->driver + ENTRIES + 2 * (size_t)slot(queue, queue->next_avail));
     if (head >= queue->size)
         return vk_queue_break(queue, VK_BREACH_HEAD, head);
-    if (queue->in_flight[head] != 0)
+    if (queue->in_flight[head].slots != 0)
         return vk_queue_break(queue, VK_BREACH_HEAD_IN_FLIGHT, head);
     struct walk walk = {.queue = queue, .chain = chain};
     if (walk_chain(&walk, head) < 0)

@@ -65,8 +65,8 @@ vk_queue *vk_queue_new(const vk_memory *memory, const struct vk_queue_state *sta
                        int interrupt_fd)
 {
     vk_queue *queue = calloc(1, sizeof *queue);
-    /* 128 KiB of addresses, but only the pages of heads in use ever become memory. */
-    uint16_t *in_flight = calloc(HEADS, sizeof *in_flight);
+    /* 256 KiB of addresses, but only the pages of heads in use ever become memory. */
+    struct vk_flight *in_flight = calloc(HEADS, sizeof *in_flight);
     if (queue == NULL || in_flight == NULL) {
         free(queue);
         free(in_flight);
@@ -90,11 +90,22 @@ void vk_queue_free(vk_queue *queue)
     free(queue);
 }
 
+/* A split ring has no wrap counters, theirs are 0. */
+static uint16_t avail_position(const vk_queue *queue)
+{
+    return (uint16_t)(queue->next_avail | (uint32_t)queue->avail_wrap << 15);
+}
+
+static uint16_t used_position(const vk_queue *queue)
+{
+    return (uint16_t)(queue->next_used | (uint32_t)queue->used_wrap << 15);
+}
+
 /* Positions only: the addresses are as they were. */
 void vk_queue_save(const vk_queue *queue, struct vk_queue_state *state)
 {
-    state->next_avail = queue->next_avail | (uint32_t)queue->avail_wrap << 15;
-    state->next_used = queue->next_used | (uint32_t)queue->used_wrap << 15;
+    state->next_avail = avail_position(queue);
+    state->next_used = used_position(queue);
     state->unsignalled = queue->unsignalled;
 }
 
@@ -126,7 +137,8 @@ int vk_queue_pop(vk_queue *queue, vk_chain *chain)
         return -EPROTO;
     int result = is_packed(queue) ? vk_packed_pop(queue, chain) : vk_split_pop(queue, chain);
     if (result == 1) {
-        queue->in_flight[chain->head] = chain->slots;
+        queue->in_flight[chain->head] =
+            (struct vk_flight){.slots = chain->slots, .position = avail_position(queue)};
         queue->slots_in_flight += chain->slots;
     }
     return result;
@@ -135,8 +147,8 @@ int vk_queue_pop(vk_queue *queue, vk_chain *chain)
 /* Takes a head out of flight: its slots, or 0 when it is not in flight. */
 static uint16_t land(vk_queue *queue, uint16_t head)
 {
-    uint16_t slots = queue->in_flight[head];
-    queue->in_flight[head] = 0;
+    uint16_t slots = queue->in_flight[head].slots;
+    queue->in_flight[head].slots = 0;
     queue->slots_in_flight -= slots;
     return slots;
 }
@@ -145,9 +157,11 @@ int vk_queue_unpop(vk_queue *queue, uint16_t head)
 {
     if (is_broken(queue))
         return -EPROTO;
-    uint16_t slots = land(queue, head);
-    if (slots == 0)
+    if (queue->in_flight[head].slots == 0)
         return -ENOENT;
+    if (queue->in_flight[head].position != avail_position(queue))
+        return -EINVAL;
+    uint16_t slots = land(queue, head);
     if (is_packed(queue))
         vk_packed_unpop(queue, slots);
     else

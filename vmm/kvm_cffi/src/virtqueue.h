@@ -36,6 +36,12 @@ struct vk_chain {
     struct iovec iov[VK_CHAIN_MAX];
 };
 
+/* A chain in flight: the ring slots it occupies (0: none is), and where the device was after it. */
+struct vk_flight {
+    uint16_t slots;
+    uint16_t position;
+};
+
 struct vk_queue {
     const vk_memory *memory;
     uint8_t *desc;   /* descriptor table or ring */
@@ -52,7 +58,7 @@ struct vk_queue {
     uint16_t avail_seen;     /* split: the driver's index as it was last read */
     uint32_t unsignalled;    /* ring slots used since the last decision on an interrupt */
     uint32_t slots_in_flight;
-    uint16_t *in_flight;     /* by head: the slots of the chain with that head, 0 = none */
+    struct vk_flight *in_flight; /* by head */
     enum vk_breach breach;
     uint64_t breach_value;
     int kick_fd;
