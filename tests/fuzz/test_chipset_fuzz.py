@@ -28,7 +28,8 @@ from vmm.kvm_cffi.constants import KVM_CAP_SPLIT_IRQCHIP
 from vmm.machine.bus import ALL_ONES, Bus
 from vmm.machine.chipset import Chipset, open_chipset
 from vmm.machine.consoles import Consoles
-from vmm.machine.memory import GuestMemory, Zone
+from vmm.machine.memory import GuestMemory
+from vmm.machine.zones import Zone
 
 MIB = 1 << 20
 PHYS_BITS = 40

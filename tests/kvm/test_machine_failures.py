@@ -24,7 +24,8 @@ from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, HostError, StateError, VmmError
 from vmm.kvm_cffi import Kvm, check, system, thread, vcpu
 from vmm.machine.commands import Boot, Create, Delete
-from vmm.machine.memory import GuestMemory, Zone
+from vmm.machine.memory import GuestMemory
+from vmm.machine.zones import Zone
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 

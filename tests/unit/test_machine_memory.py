@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import pytest
 
 from vmm.boot.layout import RamRange, ram_ranges
 from vmm.config.memory import MemoryConfig
-from vmm.errors import ConfigError, GuestError, HostError
-from vmm.machine.memory import GuestMemory, Zone, lay_out, zones_of
+from vmm.errors import ConfigError, GuestError, HostError, InternalError
+from vmm.machine.memory import GuestMemory
+from vmm.machine.zones import Zone, lay_out, zones_of
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -145,3 +148,94 @@ def test_prefault_makes_the_pages_resident() -> None:
     block = status.split("ram-mem0")[1]
     resident_kib = int(block.split("Rss:")[1].split()[0])
     assert resident_kib == 4096
+
+
+def resident_pages(memory: GuestMemory, gpa: int, size: int) -> int:
+    """How many pages of a range, inside one region, are in memory (mincore knows only of files)."""
+    [region] = [each for each in memory.regions if each.gpa <= gpa < each.gpa + each.size]
+    start = region.hva + gpa - region.gpa
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        entries = os.pread(pagemap.fileno(), size // 4096 * 8, start // 4096 * 8)
+    return sum(entry >> 63 for (entry,) in struct.iter_unpack("<Q", entries))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "memfd"])
+def test_discard_gives_whole_pages_back_and_they_read_as_zeros(shared: bool) -> None:
+    zone = Zone("ram", MIB, shared=shared, thp=False)
+    with GuestMemory.open([zone], [RamRange(0, MIB)]) as memory:
+        memory.write(0, b"x" * MIB)
+        assert resident_pages(memory, 0, MIB) == 256
+
+        memory.discard(4096 - 8, 4 * 4096)
+
+        assert resident_pages(memory, 0, MIB) == 256 - 3
+        assert memory.read(4096 - 8, 4 * 4096) == b"x" * 8 + bytes(3 * 4096) + b"x" * (4096 - 8)
+
+
+def test_discard_of_a_shared_file_punches_a_hole_into_it(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    zone = Zone("ram", MIB, file=str(path), shared=True)
+    with GuestMemory.open([zone], [RamRange(0, MIB)]) as memory:
+        memory.write(0, b"x" * MIB)
+        before = path.stat().st_blocks
+
+        memory.discard(0, MIB // 2)
+
+        assert path.stat().st_blocks <= before // 2
+        assert path.read_bytes() == bytes(MIB // 2) + b"x" * (MIB // 2)
+
+
+def test_discard_of_a_private_copy_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ram"
+    path.write_bytes(b"file" * (MIB // 4))
+    with GuestMemory.open([Zone("ram", MIB, file=str(path))], [RamRange(0, MIB)]) as memory:
+        memory.write(0, b"x" * MIB)
+
+        memory.discard(0, MIB)
+
+        assert memory.read(0, 8) == b"filefile"
+    assert path.read_bytes() == b"file" * (MIB // 4)
+
+
+def test_discard_crosses_zones_but_not_the_end_of_ram(two_ranges: GuestMemory) -> None:
+    for gpa in (0, 4 * GIB):
+        two_ranges.write(gpa, b"x" * 4 * MIB)
+    two_ranges.write(4 * MIB, b"x" * 4 * MIB)
+
+    two_ranges.discard(4 * MIB - 4096, 8192)
+    with pytest.raises(GuestError, match="0x800000 is not RAM"):
+        two_ranges.discard(8 * MIB - 4096, 8192)
+
+    assert two_ranges.read(4 * MIB - 4096, 8192) == bytes(8192)
+    assert two_ranges.read(8 * MIB - 4096, 4096) == b"x" * 4096
+
+
+@pytest.mark.parametrize(("gpa", "size"), [(1 << 64, 4096), ((1 << 44) - 4096, 4096), (9 * MIB, 1)])
+def test_discard_outside_ram_is_the_guest_s_fault(
+    two_ranges: GuestMemory, gpa: int, size: int
+) -> None:
+    with pytest.raises(GuestError, match="is not RAM"):
+        two_ranges.discard(gpa, size)
+
+
+def test_discard_of_less_than_a_huge_page_keeps_it() -> None:
+    with GuestMemory.open([Zone("ram", 4 * MIB)], [RamRange(0, 4 * MIB)]) as small:
+        # Not mapped with huge pages, which a host need not have: only the zone's word counts here.
+        huge = Zone("huge", 4 * MIB, file="/dev/hugepages/ram", hugepages=True)
+        memory = GuestMemory([region._replace(zone=huge) for region in small.regions])
+        memory.write(0, b"x" * 4 * MIB)
+
+        memory.discard(4096, 2 * MIB)
+        assert memory.read(0, 4 * MIB) == b"x" * 4 * MIB
+
+        memory.discard(4096, 4 * MIB - 4096)
+        assert memory.read(2 * MIB - 1, 2 * MIB + 1) == b"x" + bytes(2 * MIB)
+
+
+def test_gpa_of_a_view_is_where_the_guest_has_it(two_ranges: GuestMemory) -> None:
+    low, _, high = two_ranges.regions
+
+    assert two_ranges.gpa_of(low.view[4096:8192]) == 4096
+    assert two_ranges.gpa_of(high.view[100:]) == 4 * GIB + 100
+    with pytest.raises(InternalError, match="host address"):
+        two_ranges.gpa_of(memoryview(bytearray(8)))

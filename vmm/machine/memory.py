@@ -1,8 +1,7 @@
 """Guest RAM: host mappings, the KVM slots that show them to the guest, and checked access.
 
-A machine's RAM is made of zones laid over the RAM ranges of the memory map in order; a zone that
-meets the end of a range is split. Each piece is one host mapping and one KVM slot. Nothing here
-trusts an address: whatever is not entirely RAM raises GuestError.
+Each piece of a zone is one host mapping and one KVM slot. Nothing here trusts an address: whatever
+is not entirely RAM raises GuestError.
 """
 
 from __future__ import annotations
@@ -13,54 +12,29 @@ import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.layout import RamRange
-from vmm.errors import ConfigError, GuestError, HostError
+from vmm.errors import ConfigError, GuestError, HostError, InternalError
 from vmm.kvm_cffi import address_of, bind_to_numa_node
+from vmm.machine.zones import HUGE_PAGE, Zone, lay_out
 
 if TYPE_CHECKING:
-    from vmm.config.memory import MemoryConfig
     from vmm.kvm_cffi import Vm
 
 MAP_NORESERVE = 0x4000
 MFD_HUGETLB = 0x4
 MFD_HUGE_SHIFT = 26
+MADV_DONTNEED = 4
+MADV_REMOVE = 9
 MADV_MERGEABLE = 12
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
 MADV_DONTDUMP = 16
 MADV_POPULATE_WRITE = 23
 
-PAGE = 4096
-HUGE_PAGE = 2 << 20
 POPULATE_STEP = 64 << 20
 """Prefaulting is done in steps of this many bytes, so that the loop turns in between."""
-
-DEFAULT_ZONE = "mem0"
-
-
-@dataclass(frozen=True, slots=True)
-class Zone:
-    """A stretch of RAM with one kind of backing; ``size`` in bytes."""
-
-    id: str
-    size: int
-    file: str | None = None
-    shared: bool = False
-    hugepages: bool = False
-    hugepage_size: int | None = None
-    mergeable: bool = False
-    prefault: bool = False
-    host_numa_node: int | None = None
-    reserve: bool = False
-    thp: bool = True
-
-    @property
-    def page_size(self) -> int:
-        """The granularity in bytes at which the zone may be split."""
-        return (self.hugepage_size or HUGE_PAGE) if self.hugepages else PAGE
 
 
 class Region(NamedTuple):
@@ -73,81 +47,6 @@ class Region(NamedTuple):
     zone: Zone
     mapping: mmap.mmap
     view: memoryview
-
-
-def zones_of(config: MemoryConfig) -> tuple[Zone, ...]:
-    """The zones a memory configuration describes: one for ``size``, then those it lists."""
-    zones = []
-    if config.size:
-        zones.append(
-            Zone(
-                DEFAULT_ZONE,
-                config.size,
-                shared=config.shared,
-                hugepages=config.hugepages,
-                hugepage_size=config.hugepage_size,
-                mergeable=config.mergeable,
-                prefault=config.prefault,
-                reserve=config.reserve,
-                thp=config.thp,
-            )
-        )
-    for zone in config.zones or ():
-        zones.append(
-            Zone(
-                zone.id,
-                zone.size,
-                file=zone.file,
-                shared=zone.shared,
-                hugepages=zone.hugepages,
-                hugepage_size=zone.hugepage_size,
-                mergeable=zone.mergeable,
-                prefault=zone.prefault,
-                host_numa_node=zone.host_numa_node,
-                reserve=zone.reserve,
-                thp=config.thp,
-            )
-        )
-    return tuple(zones)
-
-
-class Piece(NamedTuple):
-    """A part of a zone: where the guest sees it, and how far into the zone it begins (bytes)."""
-
-    range: RamRange
-    zone: Zone
-    offset: int
-
-
-def lay_out(zones: Sequence[Zone], ranges: Sequence[RamRange]) -> list[Piece]:
-    """Lay zones over RAM ranges in order, splitting a zone where a range ends.
-
-    Raises: ConfigError (caller) when a zone is not a multiple of its page size, or when the hole
-    below 4 GiB would split one of its pages.
-    """
-    pieces: list[Piece] = []
-    left = list(ranges)
-    for zone in zones:
-        if zone.size == 0 or zone.size % zone.page_size:
-            raise ConfigError(
-                f"Memory zone {zone.id!r} has {zone.size} bytes (memory.size, memory.zones[].size; "
-                f"--memory, --memory-zone), which is not a positive multiple of its page size "
-                f"{zone.page_size}; round it up"
-            )
-        wanted = zone.size
-        while wanted:
-            current = left.pop(0)
-            taken = min(wanted, current.size)
-            if taken % zone.page_size:
-                raise ConfigError(
-                    f"Memory zone {zone.id!r} would be split at {current.gpa + taken:#x}, inside a "
-                    f"page of {zone.page_size} bytes; give the zones before it a multiple of it"
-                )
-            pieces.append(Piece(RamRange(current.gpa, taken), zone, zone.size - wanted))
-            if taken < current.size:
-                left.insert(0, RamRange(current.gpa + taken, current.size - taken))
-            wanted -= taken
-    return pieces
 
 
 class GuestMemory:
@@ -232,6 +131,26 @@ class GuestMemory:
                 _fill_from_file(piece, file, offset)
                 offset += len(piece)
 
+    def discard(self, gpa: int, size: int) -> None:
+        """Give the whole pages of a range back to the host: until written they read as zeros, or
+        as the file of a zone that is a private copy of one.
+
+        Raises: GuestError when a byte is not RAM, HostError when a zone's file keeps its pages.
+        """
+        for region, start, taken in self._spans(gpa, size):
+            page = region.zone.page_size
+            first, end = -(-start // page) * page, (start + taken) // page * page
+            if first < end:
+                _discard(region, first, end - first)
+
+    def gpa_of(self, view: memoryview) -> int:
+        """Where a view of RAM is for the guest. Raises: InternalError when it is none."""
+        hva = address_of(view)
+        for region in self.regions:
+            if region.hva <= hva < region.hva + region.size:
+                return region.gpa + hva - region.hva
+        raise InternalError(f"Nothing of guest memory is at host address {hva:#x}")
+
     @contextlib.contextmanager
     def _pieces(self, gpa: int, size: int) -> Iterator[list[memoryview]]:
         """The views that cover a range of guest memory, checked whole before any is used.
@@ -240,18 +159,38 @@ class GuestMemory:
         keep the memory from being unmapped.
         """
         with contextlib.ExitStack() as views:
-            pieces = []
-            while size > 0:
-                at = bisect_right(self._bases, gpa) - 1
-                region = self.regions[at] if at >= 0 else None
-                if region is None or gpa >= region.gpa + region.size:
-                    raise GuestError(f"Guest address {gpa:#x} is not RAM")
-                start = gpa - region.gpa
-                taken = min(size, region.size - start)
-                pieces.append(views.enter_context(region.view[start : start + taken]))
-                gpa += taken
-                size -= taken
-            yield pieces
+            yield [
+                views.enter_context(region.view[start : start + taken])
+                for region, start, taken in self._spans(gpa, size)
+            ]
+
+    def _spans(self, gpa: int, size: int) -> list[tuple[Region, int, int]]:
+        """The regions that cover a range: of each, where in it the range begins, and how much."""
+        spans = []
+        while size > 0:
+            at = bisect_right(self._bases, gpa) - 1
+            region = self.regions[at] if at >= 0 else None
+            if region is None or gpa >= region.gpa + region.size:
+                raise GuestError(f"Guest address {gpa:#x} is not RAM")
+            start = gpa - region.gpa
+            taken = min(size, region.size - start)
+            spans.append((region, start, taken))
+            gpa += taken
+            size -= taken
+        return spans
+
+
+def _discard(region: Region, start: int, size: int) -> None:
+    # To forget a mapping of a file leaves the file's pages in memory: they have to be cut out.
+    advice = MADV_REMOVE if region.zone.is_file else MADV_DONTNEED
+    try:
+        region.mapping.madvise(advice, start, size)
+    except OSError as error:
+        raise HostError.from_os_error(
+            "madvise(MADV_REMOVE)" if region.zone.is_file else "madvise(MADV_DONTNEED)",
+            error,
+            hint=f"zone {region.zone.id!r} cannot shrink; leave the balloon out",
+        ) from error
 
 
 def _fill_from_file(

@@ -1,0 +1,123 @@
+"""Zones of guest RAM: which kinds of memory a machine has, and where the guest sees them.
+
+A machine's RAM is made of zones laid over the RAM ranges of the memory map in order; a zone that
+meets the end of a range is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.boot.layout import RamRange
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmm.config.memory import MemoryConfig
+
+PAGE = 4096
+HUGE_PAGE = 2 << 20
+DEFAULT_ZONE = "mem0"
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A stretch of RAM with one kind of backing; ``size`` in bytes."""
+
+    id: str
+    size: int
+    file: str | None = None
+    shared: bool = False
+    hugepages: bool = False
+    hugepage_size: int | None = None
+    mergeable: bool = False
+    prefault: bool = False
+    host_numa_node: int | None = None
+    reserve: bool = False
+    thp: bool = True
+
+    @property
+    def page_size(self) -> int:
+        """The granularity in bytes at which the zone may be split."""
+        return (self.hugepage_size or HUGE_PAGE) if self.hugepages else PAGE
+
+    @property
+    def is_file(self) -> bool:
+        """Whether what is written to it goes to a file, be it an unnamed one in memory."""
+        return self.shared or (self.hugepages and self.file is None)
+
+
+def zones_of(config: MemoryConfig) -> tuple[Zone, ...]:
+    """The zones a memory configuration describes: one for ``size``, then those it lists."""
+    zones = []
+    if config.size:
+        zones.append(
+            Zone(
+                DEFAULT_ZONE,
+                config.size,
+                shared=config.shared,
+                hugepages=config.hugepages,
+                hugepage_size=config.hugepage_size,
+                mergeable=config.mergeable,
+                prefault=config.prefault,
+                reserve=config.reserve,
+                thp=config.thp,
+            )
+        )
+    for zone in config.zones or ():
+        zones.append(
+            Zone(
+                zone.id,
+                zone.size,
+                file=zone.file,
+                shared=zone.shared,
+                hugepages=zone.hugepages,
+                hugepage_size=zone.hugepage_size,
+                mergeable=zone.mergeable,
+                prefault=zone.prefault,
+                host_numa_node=zone.host_numa_node,
+                reserve=zone.reserve,
+                thp=config.thp,
+            )
+        )
+    return tuple(zones)
+
+
+class Piece(NamedTuple):
+    """A part of a zone: where the guest sees it, and how far into the zone it begins (bytes)."""
+
+    range: RamRange
+    zone: Zone
+    offset: int
+
+
+def lay_out(zones: Sequence[Zone], ranges: Sequence[RamRange]) -> list[Piece]:
+    """Lay zones over RAM ranges in order, splitting a zone where a range ends.
+
+    Raises: ConfigError (caller) when a zone is not a multiple of its page size, or when the hole
+    below 4 GiB would split one of its pages.
+    """
+    pieces: list[Piece] = []
+    left = list(ranges)
+    for zone in zones:
+        if zone.size == 0 or zone.size % zone.page_size:
+            raise ConfigError(
+                f"Memory zone {zone.id!r} has {zone.size} bytes (memory.size, memory.zones[].size; "
+                f"--memory, --memory-zone), which is not a positive multiple of its page size "
+                f"{zone.page_size}; round it up"
+            )
+        wanted = zone.size
+        while wanted:
+            current = left.pop(0)
+            taken = min(wanted, current.size)
+            if taken % zone.page_size:
+                raise ConfigError(
+                    f"Memory zone {zone.id!r} would be split at {current.gpa + taken:#x}, inside a "
+                    f"page of {zone.page_size} bytes; give the zones before it a multiple of it"
+                )
+            pieces.append(Piece(RamRange(current.gpa, taken), zone, zone.size - wanted))
+            if taken < current.size:
+                left.insert(0, RamRange(current.gpa + taken, current.size - taken))
+            wanted -= taken
+    return pieces
