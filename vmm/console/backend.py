@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 
@@ -15,8 +16,9 @@ class WindowSize(NamedTuple):
 class Backend(Protocol):
     """One console's other side: a terminal, a file, a pty, a socket, or nothing.
 
-    At most one task writes and at most one task reads at a time. No call raises because of what
-    the other side does: a full disk or a closed terminal costs output, never the guest.
+    At most one task reads at a time; each write is taken whole before any waiting. No call raises
+    because of what the other side does: a full disk or a closed terminal costs output, never the
+    guest.
     """
 
     @property
@@ -43,3 +45,10 @@ class Backend(Protocol):
 
         Cancel: no input is lost.
         """
+
+
+class SizedBackend(Backend, Protocol):
+    """A back end that also tells when its terminal's size changes."""
+
+    async def watch_size(self, changed: Callable[[], None]) -> None:
+        """Call ``changed`` whenever ``size`` may be another, until cancelled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
@@ -28,6 +28,10 @@ class FileBackend:
 
     async def read(self) -> NoReturn:
         """Wait for ever."""
+        await trio.sleep_forever()
+
+    async def watch_size(self, changed: Callable[[], None]) -> NoReturn:
+        """Wait for ever: there is no terminal."""
         await trio.sleep_forever()
 
 

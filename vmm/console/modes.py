@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from vmm.console.backend import Backend
+from vmm.console.backend import SizedBackend
 from vmm.console.file import open_file
 from vmm.console.null import NullBackend
 from vmm.errors import ConfigError
 
 
 def open_backend(
-    mode: str, *, name: str, file: str | None = None, socket: str | None = None
-) -> AbstractAsyncContextManager[Backend]:
+    mode: str,
+    *,
+    name: str,
+    file: str | None = None,
+    socket: str | None = None,
+    has_keyboard: bool = True,
+) -> AbstractAsyncContextManager[SizedBackend]:
     """Choose the back end for a mode: Off, Null, Tty, File, Pty or Socket.
 
     ``name`` is the console's in messages ("serial"); ``file`` and ``socket`` are the paths of the
-    modes File and Socket. Enter what is returned in the scope that owns the console.
+    modes File and Socket; ``has_keyboard`` says whether mode Tty takes the terminal's input. Enter
+    what is returned in the scope that owns the console.
 
     Raises: ConfigError when the mode is unknown or its path is missing; entering, HostError.
     """
@@ -27,7 +33,7 @@ def open_backend(
         case "Tty":
             from vmm.console.terminal import open_tty
 
-            return open_tty(name)
+            return open_tty(name, has_keyboard=has_keyboard)
         case "Pty":
             from vmm.console.pty import open_pty
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import trio
@@ -19,4 +20,8 @@ class NullBackend:
 
     async def read(self) -> NoReturn:
         """Wait for ever."""
+        await trio.sleep_forever()
+
+    async def watch_size(self, changed: Callable[[], None]) -> NoReturn:
+        """Wait for ever: there is no terminal."""
         await trio.sleep_forever()

@@ -2,15 +2,17 @@
 
 The kernel reports on the master that the slave was closed (a hang-up), but not that it was opened,
 so while nobody has it open the master is asked at intervals. Output is kept meanwhile (the newest
-mebibyte) and given to whoever opens the slave next.
+mebibyte) and given to whoever opens the slave next. A change of the window's size is reported to
+the slave's side only, so while somebody has it open the size is asked for.
 """
 
 from __future__ import annotations
 
 import os
 import select
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import NoReturn
 
 import trio
 
@@ -20,6 +22,7 @@ from vmm.console.terminal import make_raw, window_size
 from vmm.errors import HostError
 
 POLL_SECONDS = 0.25
+SIZE_POLL_SECONDS = 0.5
 READ_BYTES = 4096
 
 
@@ -66,6 +69,16 @@ class PtyBackend:
                 # EIO: everything was read and the slave is closed.
                 self._opened = trio.Event()
                 self._reader.cancel()
+
+    async def watch_size(self, changed: Callable[[], None]) -> NoReturn:
+        """Compare the size with the last one, at intervals."""
+        known = self.size
+        while True:
+            await self._opened.wait()
+            await trio.sleep(SIZE_POLL_SECONDS)
+            if self.size != known:
+                known = self.size
+                changed()
 
     async def run(self) -> None:
         """Serve one opener of the slave after the other, for ever."""

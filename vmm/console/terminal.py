@@ -16,15 +16,15 @@ import os
 import signal
 import stat
 import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 
 from vmm.console.backend import WindowSize
 from vmm.console.output import DescriptorOutput, serve_output
-from vmm.errors import HostError
+from vmm.errors import HostError, InternalError
 
 STDIN = 0
 STDOUT = 1
@@ -60,6 +60,13 @@ class TtyBackend:
             self._keyboard = None
             await trio.sleep_forever()
         return keys
+
+    async def watch_size(self, changed: Callable[[], None]) -> NoReturn:
+        """Listen for the signal that a terminal sends to who has it in the foreground."""
+        with trio.open_signal_receiver(signal.SIGWINCH) as signals:
+            async for _ in signals:
+                changed()
+        raise InternalError("Trio's signals came to an end")
 
 
 class Keyboard:
@@ -136,9 +143,11 @@ def window_size(fd: int) -> WindowSize | None:
 
 @asynccontextmanager
 async def open_tty(
-    name: str, *, stdin: int = STDIN, stdout: int = STDOUT
+    name: str, *, has_keyboard: bool = True, stdin: int = STDIN, stdout: int = STDOUT
 ) -> AsyncIterator[TtyBackend]:
     """Take standard output and, if it is a terminal, standard input. ``name`` is the console's.
+
+    Without ``has_keyboard`` the input is another console's.
 
     Raises: HostError when standard output is closed.
     Cancel: the terminal's modes are restored whichever way this is left.
@@ -151,7 +160,7 @@ async def open_tty(
                 "dup", error, path="<stdout>", hint=f"choose another mode for the {name}"
             ) from error
         keyboard = None
-        if os.isatty(stdin):
+        if has_keyboard and os.isatty(stdin):
             input_fd = stack.enter_context(_private(stdin, os.O_RDONLY))
             keyboard = Keyboard(input_fd)
             stack.callback(trio.lowlevel.notify_closing, input_fd)

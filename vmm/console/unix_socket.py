@@ -11,9 +11,9 @@ import logging
 import os
 import select
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -64,6 +64,10 @@ class SocketBackend:
             if data:
                 return data
             self._hear_end(client)
+
+    async def watch_size(self, changed: Callable[[], None]) -> NoReturn:
+        """Wait for ever: a socket has no size."""
+        await trio.sleep_forever()
 
     async def run(self) -> None:
         """Accept clients and send them the output, for ever."""
