@@ -53,6 +53,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.disks": 5,
     "vmm.machine.plug": 5,
     "vmm.machine.sections": 5,
+    "vmm.machine.small_devices": 5,
     "vmm.snapshot": 5,
     "vmm.migration": 5,
     "vmm": 6,

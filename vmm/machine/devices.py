@@ -6,7 +6,7 @@ its tasks; leaving it unplugs the device.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
     from vmm.machine.pci_bus import PciBus
     from vmm.virtio.block import Block
+    from vmm.virtio.pci_transport import VirtioPci
 
 
 class Devices:
@@ -57,6 +58,27 @@ class Devices:
         if not isinstance(device, block.Block):
             raise ConfigError(f"Device {name} is no disk that can be resized; name a disk")
         return device
+
+    @property
+    def ram_bytes(self) -> int:
+        """What the devices add to the guest's RAM; what they take away is negative."""
+        return sum(scope.value.ram_bytes for scope in self._plugged.values())
+
+    async def sleep(self) -> None:
+        """Stop every device between two requests; the vCPUs stand already."""
+        async with trio.open_nursery() as nursery:
+            for transport in self._transports():
+                nursery.start_soon(transport.sleep)
+
+    def wake(self) -> None:
+        """Let every device go on where it stood."""
+        for transport in self._transports():
+            transport.wake()
+
+    def _transports(self) -> Iterator[VirtioPci]:
+        for scope in self._plugged.values():
+            if scope.value.transport is not None:
+                yield scope.value.transport
 
     @asynccontextmanager
     async def running(self, config: VmConfig, nursery: trio.Nursery) -> AsyncIterator[None]:

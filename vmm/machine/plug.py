@@ -51,11 +51,17 @@ class Plugged(NamedTuple):
     device: VirtioDevice | RegisterFunction
     bdf: Bdf
     nodes: tuple[Node, ...]
+    transport: VirtioPci | None = None
 
     @property
     def counters(self) -> dict[str, int]:
         """What it counts."""
         return self.device.counters if isinstance(self.device, VirtioDevice) else {}
+
+    @property
+    def ram_bytes(self) -> int:
+        """What it adds to the guest's RAM; what it takes away is negative."""
+        return self.device.ram_bytes if isinstance(self.device, VirtioDevice) else 0
 
 
 @asynccontextmanager
@@ -83,7 +89,8 @@ async def plug_virtio(
         window.serve(transport)
         async with trio.open_nursery() as nursery:
             await nursery.start(transport.runner.run)
-            yield Plugged(device, bdf, _virtio_nodes(device.id, transport.bar, base, bdf))
+            nodes = _virtio_nodes(device.id, transport.bar, base, bdf)
+            yield Plugged(device, bdf, nodes, transport)
             nursery.cancel_scope.cancel()
 
 

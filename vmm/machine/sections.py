@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from vmm.config.pci import PciSlot
 from vmm.errors import HostError
 from vmm.kvm_cffi import Virtqueue
+from vmm.machine import small_devices
 from vmm.virtio.rng import Rng
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     import trio
 
     from vmm.config.disk import DiskConfig
-    from vmm.config.pci import PciSlot
     from vmm.config.rng import RngConfig
     from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import GuestMemoryMap
@@ -132,7 +133,24 @@ async def open_disk(config: DiskConfig, id: str, board: Board) -> AsyncIterator[
         yield device
 
 
+def _console(config: VmConfig) -> tuple[PciSlot, ...]:
+    return () if config.console.mode == "Off" else (config.console,)
+
+
+def _optional(field: str) -> Callable[[VmConfig], tuple[PciSlot, ...]]:
+    """The entry of a section that may be left out, or is just on or off."""
+
+    def entries(config: VmConfig) -> tuple[PciSlot, ...]:
+        section = getattr(config, field)
+        if isinstance(section, bool):
+            section = PciSlot() if section else None
+        return () if section is None else (section,)
+
+    return entries
+
+
 SECTIONS: tuple[Section, ...] = (
+    Section("console", "__console", _console, small_devices.open_console),
     Section(
         "disks",
         "_disk",
@@ -142,4 +160,8 @@ SECTIONS: tuple[Section, ...] = (
         has_low_bar=True,
     ),
     Section("rng", "__rng", lambda config: (config.rng,), open_rng),
+    Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
+    Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),
+    Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),
+    Section("pvpanic", "__pvpanic", _optional("pvpanic"), small_devices.open_pvpanic),
 )

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 SECTIONS = {
     "net": "--net",
-    "balloon": "--balloon",
     "fs": "--fs",
     "generic_vhost_user": "--generic-vhost-user",
     "pmem": "--pmem",
@@ -22,9 +21,6 @@ SECTIONS = {
     "vsock": "--vsock",
     "numa": "--numa",
     "iommu": "iommu=on",
-    "watchdog": "--watchdog",
-    "rtc": "--rtc",
-    "pvpanic": "--pvpanic",
     "tpm": "--tpm",
     "landlock_enable": "--landlock",
     "landlock_rules": "--landlock-rules",
@@ -43,9 +39,6 @@ def _missing(config: VmConfig) -> Iterator[str]:
     for name, flag in SECTIONS.items():
         if getattr(config, name):
             yield _sentence(name, flag)
-    default = type(config).model_construct()
-    if config.console != default.console and config.console.mode not in ("Off", "Null"):
-        yield _sentence(f"console.mode {config.console.mode}", "--console")
     memory = config.memory
     if memory.hotplug_size or any(zone.hotplug_size for zone in memory.zones or ()):
         yield _sentence("memory.hotplug_size", "--memory hotplug_size=…")

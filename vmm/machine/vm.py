@@ -36,11 +36,12 @@ from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
 from vmm.machine.devices import Devices
 from vmm.machine.interrupts import IOAPIC_PINS
-from vmm.machine.memory import GuestMemory, zones_of
+from vmm.machine.memory import GuestMemory
 from vmm.machine.plug import Wiring
 from vmm.machine.sections import Board
 from vmm.machine.supported import check_supported
 from vmm.machine.vcpu import VcpuTask, pause_all
+from vmm.machine.zones import zones_of
 
 if TYPE_CHECKING:
     from vmm.config.cpus import CpusConfig
@@ -78,7 +79,7 @@ class VirtualMachine:
     @property
     def memory_actual_size(self) -> int:
         """The RAM that the guest has now, in bytes."""
-        return self._memory.size
+        return max(0, self._memory.size + self._devices.ram_bytes)
 
     @property
     def device_tree(self) -> dict[str, dict[str, object]]:
@@ -91,13 +92,15 @@ class VirtualMachine:
         return self._devices.counters
 
     async def pause(self) -> None:
-        """Stop the vCPUs, and the guest's clock with them."""
+        """Stop the vCPUs, the devices that serve them, and the guest's clock."""
         await pause_all(self._vcpus)
+        await self._devices.sleep()
         self._clock = self._vm.get_clock()
 
     async def resume(self) -> None:
-        """Let the vCPUs run on, with the clock where it stood."""
+        """Let the devices and the vCPUs run on, with the clock where it stood."""
         self._vm.set_clock(ClockData(self._clock.clock))
+        self._devices.wake()
         for vcpu in self._vcpus:
             vcpu.resume()
 

@@ -116,6 +116,11 @@ class VirtioDevice(ABC):
         """What vm.counters shows of it; a device without any is not shown."""
         return {}
 
+    @property
+    def ram_bytes(self) -> int:
+        """What the device adds to the guest's RAM; what it takes away is negative."""
+        return 0
+
     def config_changed(self) -> None:
         """Tell the driver, if there is one, to read the configuration space again."""
         if self._notify_config is not None:
