@@ -1,8 +1,8 @@
 """Advisory locks on disk images, so that no two VMs write one image at once.
 
-The locks belong to the open file description: they end when it is closed, however the process ends,
-and two openings in one process exclude each other as two processes do. A VM that writes holds an
-exclusive lock, one that only reads a shared one.
+The locks belong to the open file description: they end with it, however the process ends, and two
+openings in one process exclude each other as two processes do. A VM that writes holds an exclusive
+lock, one that only reads a shared one.
 
 Source: fcntl_locking(2), open file description locks.
 """
@@ -13,6 +13,8 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vmm.errors import HostError
 
@@ -20,6 +22,20 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 WHOLE_FILE = 0
 """As a length: to the end of the file, wherever that comes to be."""
+
+
+@contextmanager
+def image_lock(fd: int, path: str, *, exclusive: bool, length: int) -> Iterator[None]:
+    """Hold a lock on an image; see ``lock_image``.
+
+    Leaving gives it back at once. Closing would not always: a ring of the kernel's that the file
+    was registered with may outlive its own descriptor for a while.
+    """
+    lock_image(fd, path, exclusive=exclusive, length=length)
+    try:
+        yield
+    finally:
+        _set(fd, fcntl.F_UNLCK, WHOLE_FILE)
 
 
 def lock_image(fd: int, path: str, *, exclusive: bool, length: int) -> None:
@@ -30,7 +46,7 @@ def lock_image(fd: int, path: str, *, exclusive: bool, length: int) -> None:
     """
     kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, 0, length, 0))
+        _set(fd, kind, length)
     except OSError as error:
         hint = "use a file system that has file locks"
         if error.errno in _TAKEN:
@@ -41,3 +57,7 @@ def lock_image(fd: int, path: str, *, exclusive: bool, length: int) -> None:
         raise HostError.from_os_error("locking of a disk image", error, path=path, hint=hint) from (
             error
         )
+
+
+def _set(fd: int, kind: int, length: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, 0, length, 0))

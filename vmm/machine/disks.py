@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from vmm.block.formats import Format
 from vmm.block.image import open_image
-from vmm.block.locks import WHOLE_FILE, lock_image
+from vmm.block.locks import WHOLE_FILE, image_lock
 from vmm.config.disk import ImageType, LockGranularity
 from vmm.errors import ConfigError, UnsupportedError
 from vmm.virtio.block import Block
@@ -70,10 +70,8 @@ async def open_disk(config: DiskConfig, id: str, pool: DiskPool) -> AsyncIterato
             "the VMM; give it an image (path)"
         )
     wanted = None if config.image_type is ImageType.UNKNOWN else Format(config.image_type)
-    with open_image(
-        config.path, wanted=wanted, read_only=config.readonly, direct=config.direct
-    ) as image:
-        _lock(image.file, config.lock_granularity)
+    opened = open_image(config.path, wanted=wanted, read_only=config.readonly, direct=config.direct)
+    with opened as image, _lock(image.file, config.lock_granularity):
         if not config.sparse:
             await trio.to_thread.run_sync(image.file.preallocate)
         yield Block(
@@ -95,9 +93,9 @@ def _limiter(config: DiskConfig, pool: DiskPool) -> Limiter | None:
     return limiter_of(config.rate_limiter_config)
 
 
-def _lock(image: RawImage, granularity: LockGranularity) -> None:
+def _lock(image: RawImage, granularity: LockGranularity) -> AbstractContextManager[None]:
     """Keep other writers away. What is locked is what the image holds or may hold now."""
     length = WHOLE_FILE
     if granularity is LockGranularity.BYTE_RANGE:
         length = max(image.size, image.allocated)
-    lock_image(image.fd, image.path, exclusive=not image.read_only, length=length)
+    return image_lock(image.fd, image.path, exclusive=not image.read_only, length=length)
