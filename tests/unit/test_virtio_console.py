@@ -255,17 +255,31 @@ async def test_resized_terminal_interrupts_and_shows_its_size(
     assert not bench.driver.status & Status.NEEDS_RESET
 
 
-async def test_terminal_resized_while_the_device_sleeps_interrupts_when_it_wakes(
+async def test_size_is_told_with_the_first_text_and_after_each_sleep(
     bench: Bench, backend: FakeBackend
 ) -> None:
-    await bench.driver.start()
-    bench.driver.read_config(0, 4)
-    await bench.transport.sleep()
-    backend.size = WindowSize(50, 132)
+    _, output = await bench.driver.start()
+    for _ in range(2):
+        output.add([b"text"])
+        bench.driver.kick(1)
+        await bench.interrupt(CONFIG_VECTOR)
+        output.add([b"more"])
+        bench.driver.kick(1)
+        await settle()
+        assert not bench.sources.is_pending(CONFIG_VECTOR)
+        await bench.transport.sleep()
+        bench.transport.wake()
 
-    bench.transport.wake()
 
-    await bench.interrupt(CONFIG_VECTOR)
+async def test_size_that_is_not_known_is_not_told(bench: Bench, backend: FakeBackend) -> None:
+    backend.size = None
+    _, output = await bench.driver.start()
+    output.add([b"text"])
+
+    bench.driver.kick(1)
+    await settle()
+
+    assert not bench.sources.is_pending(CONFIG_VECTOR)
 
 
 async def test_emergency_write_is_printed_without_a_driver(backend: FakeBackend) -> None:
@@ -302,3 +316,14 @@ async def test_write_elsewhere_in_the_config_changes_nothing(
 
     assert bench.device.read_config(0, 12) == before
     assert backend.written == b""
+
+
+async def test_last_words_are_the_emergency_writes_that_were_not_printed(
+    backend: FakeBackend,
+) -> None:
+    console = Console("__console", backend)
+    for character in (b"a", b"b"):
+        console.write_config(EMERGENCY, character + bytes(3))
+
+    assert console.last_words() == b"ab"
+    assert console.last_words() == b""

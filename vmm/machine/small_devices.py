@@ -36,7 +36,7 @@ async def open_console(config: PciSlot, id: str, board: Board) -> AsyncIterator[
             nursery.cancel_scope.cancel()
             # What the guest printed last waits in the back end; a stalled one delays no end.
             with trio.move_on_after(LAST_WORDS_SECONDS, shield=True):
-                await backend.write(b"")
+                await backend.write(console.last_words())
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from vmm.virtio.device import BATCH, Active, VirtioDevice, wait_kick
 from vmm.virtio.spec import DeviceId
 
 if TYPE_CHECKING:
-    from vmm.console.backend import SizedBackend, WindowSize
+    from vmm.console.backend import SizedBackend
     from vmm.virtio.chain import Chain
     from vmm.virtio.queue import Queue
 
@@ -53,7 +53,7 @@ class Console(VirtioDevice):
         super().__init__(id)
         self._backend = backend
         self._input = b""
-        self._shown_size: WindowSize | None = None
+        self._is_size_told = False
         # There is no queue yet when a guest needs this, so it waits for no one.
         self._cry, self._cries = trio.open_memory_channel[bytes](EMERGENCY_CHARACTERS)
 
@@ -69,8 +69,7 @@ class Console(VirtioDevice):
 
     def read_config(self, offset: int, size: int) -> bytes:
         """The terminal's size now (0 by 0 where there is none), and the number of ports."""
-        self._shown_size = self._backend.size
-        rows, columns = self._shown_size or (0, 0)
+        rows, columns = self._backend.size or (0, 0)
         return CONFIG.pack(columns, rows, PORTS, 0)[offset : offset + size]
 
     def write_config(self, offset: int, data: bytes) -> None:
@@ -84,10 +83,17 @@ class Console(VirtioDevice):
         async for character in self._cries:
             await self._backend.write(character)
 
+    def last_words(self) -> bytes:
+        """Take the emergency writes that nobody has printed yet."""
+        words = b""
+        with suppress(trio.WouldBlock):
+            while True:
+                words += self._cries.receive_nowait()
+        return words
+
     async def run_queues(self, active: Active) -> None:
         """Pass text both ways, and changes of the terminal's size to the guest."""
-        if self._backend.size != self._shown_size:
-            self.config_changed()
+        self._is_size_told = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._backend.watch_size, self.config_changed)
             nursery.start_soon(super().run_queues, active)
@@ -114,9 +120,16 @@ class Console(VirtioDevice):
         while True:
             queue.suppress()
             while (text := _take_text(queue)) is not None:
+                self._tell_size()
                 await self._backend.write(text)
             if not queue.enable():
                 await wait_kick(queue.kick_fd)
+
+    def _tell_size(self) -> None:
+        """Tell the size once by itself: Linux does not look, and not before its port is there."""
+        if not self._is_size_told and self._backend.size is not None:
+            self.config_changed()
+        self._is_size_told = True
 
     def save(self) -> dict[str, object]:
         """The input on its way to the guest."""
