@@ -15,7 +15,7 @@ from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import SharedRam, configure, file_memory, owned, running
 from tests.kvm.guests.programs import HALT, say
-from tests.kvm.test_virtio_devices import AVAIL, BAR, DESC, USED, move_bar, set_up
+from tests.kvm.guests.virtio import AVAIL, BAR, DESC, USED, move_bar, set_up
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, DuplicateError, HostError, NotFoundError, UnsupportedError
 from vmm.machine.commands import Boot, Create, Delete, ResizeDisk, Shutdown

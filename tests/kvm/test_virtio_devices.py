@@ -15,6 +15,7 @@ from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import SharedRam, configure, file_memory, running
 from tests.kvm.guests.programs import HALT, say
+from tests.kvm.guests.virtio import AVAIL, BAR, BUFFER, DESC, USED, move_bar, set_up
 from vmm.errors import HostError
 from vmm.machine.scope import sole_cause
 from vmm.virtio.pci_transport import NOTIFY
@@ -22,47 +23,7 @@ from vmm.virtio.spec import Common, Status
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
-BAR = 0xC000_0000
-DESC, AVAIL, USED, BUFFER = 0x21_0000, 0x21_1000, 0x21_2000, 0x21_3000
 BYTES = 64
-
-
-def configure_space(device: int, register: int, value: int) -> str:
-    address = 0x8000_0000 | device << 11 | register
-    return f"""
-        mov ${address:#x}, %eax; mov $0xcf8, %dx; out %eax, %dx
-        mov ${value:#x}, %eax; mov $0xcfc, %dx; out %eax, %dx
-    """
-
-
-def move_bar(device: int) -> str:
-    return (
-        configure_space(device, 4, 0)
-        + configure_space(device, 0x10, BAR)
-        + configure_space(device, 0x14, 0)
-        + configure_space(device, 4, 6)
-    )
-
-
-def set_up(queue_size: int = 8) -> str:
-    """Reset, negotiate VERSION_1, program queue 0, and say that the driver is ready."""
-    found = Status.ACKNOWLEDGE | Status.DRIVER
-    agreed = found | Status.FEATURES_OK
-    return f"""
-        movb $0, {BAR + Common.DEVICE_STATUS:#x}
-        movb ${found:d}, {BAR + Common.DEVICE_STATUS:#x}
-        movl $1, {BAR + Common.DRIVER_FEATURE_SELECT:#x}
-        movl $1, {BAR + Common.DRIVER_FEATURE:#x}
-        movb ${agreed:d}, {BAR + Common.DEVICE_STATUS:#x}
-        movw $0, {BAR + Common.QUEUE_SELECT:#x}
-        movw ${queue_size}, {BAR + Common.QUEUE_SIZE:#x}
-        movl ${DESC:#x}, {BAR + Common.QUEUE_DESC:#x}
-        movl ${AVAIL:#x}, {BAR + Common.QUEUE_DRIVER:#x}
-        movl ${USED:#x}, {BAR + Common.QUEUE_DEVICE:#x}
-        movw $1, {BAR + Common.QUEUE_ENABLE:#x}
-        movb ${agreed | Status.DRIVER_OK:d}, {BAR + Common.DEVICE_STATUS:#x}
-    """
-
 
 ASK_FOR_BYTES = f"""
     movl ${BUFFER:#x}, {DESC:#x}

@@ -100,11 +100,11 @@ class Running:
 
 
 @asynccontextmanager
-async def running(config: VmConfig) -> AsyncIterator[Running]:
+async def running(config: VmConfig, events: Events | None = None) -> AsyncIterator[Running]:
     """Run a machine without an owner; its debug console is recorded."""
     debug, wishes = Recorder(), Wishes()
     consoles = Consoles(Recorder(), debug, Recorder())
-    async with open_machine(config, consoles, wishes) as machine:
+    async with open_machine(config, consoles, wishes, events) as machine:
         yield Running(machine, debug, wishes)
 
 

@@ -1,0 +1,180 @@
+"""Console, balloon and panic register, used by the drivers of a stock kernel.
+
+No Debian kernel has a driver for the watchdog's private type or for the virtio clock: of these a
+guest only sees that they are there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.guest.conftest import BOOT_S, Guest, machine, words
+from tools.images.initramfs import initramfs
+from tools.images.kernels import Kernel
+from vmm.testing.console import GuestConsole
+from vmm.testing.process import VmmProcess
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+RAM = 512 * MIB
+BALLOON = 128 * MIB
+PATIENCE_S = 90.0
+
+
+@pytest.fixture(scope="session")
+def archive(linux: Kernel) -> Path:
+    """An initramfs whose init loads every virtio driver."""
+    return initramfs(linux, "virtio")
+
+
+@asynccontextmanager
+async def booted(
+    place: Path, linux: Kernel, archive: Path, **sections: object
+) -> AsyncIterator[Guest]:
+    """Boot a guest with more devices to a shell on its serial console."""
+    serial = place / "serial.sock"
+    config = machine(
+        linux,
+        archive,
+        words(then="shell"),
+        serial={"mode": "Socket", "socket": str(serial)},
+        **sections,
+    )
+    async with VmmProcess.start(place, api=True) as vmm:
+        await vmm.wait_until_served(BOOT_S)
+        await vmm.put("vm.create", config)
+        await vmm.put("vm.boot")
+        async with GuestConsole.connect(serial) as console:
+            await console.wait_for("GUEST-READY", BOOT_S)
+            assert "GUEST-MODULE-FAILED" not in console.text
+            guest = Guest(vmm, console)
+            await guest.run("stty -echo")
+            yield guest
+
+
+@contextmanager
+def opened(path: str) -> Iterator[int]:
+    """Open a console's pty as a terminal program does."""
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def read_until(fd: int, text: bytes) -> bytes:
+    data = b""
+    with trio.fail_after(PATIENCE_S):
+        while text not in data:
+            await trio.lowlevel.wait_readable(fd)
+            data += os.read(fd, 4096)
+    return data
+
+
+async def test_console_talks_and_balloon_gives_memory_back(
+    place: Path, linux: Kernel, archive: Path
+) -> None:
+    async with booted(
+        place,
+        linux,
+        archive,
+        console={"mode": "Pty"},
+        memory={"size": RAM, "prefault": True},
+        balloon={"size": BALLOON, "free_page_reporting": True},
+    ) as guest:
+        tree = (await guest.vmm.info())["device_tree"]
+        assert tree["_virtio-pci-__console"]["pci_bdf"] == "0000:00:01.0"
+        await check_console(guest)
+        await check_balloon(guest)
+
+
+async def check_console(guest: Guest) -> None:
+    """Text goes both ways, and the guest hears of the terminal's size."""
+    path = (await guest.vmm.info())["config"]["console"]["file"]
+    # As a getty sets a terminal up, but for the echo.
+    await guest.run("stty -F /dev/hvc0 -echo")
+    await guest.run(
+        '(while read -r line; do echo "heard $line"; done </dev/hvc0 >/dev/hvc0 2>&1 &)'
+    )
+    with opened(path) as terminal:
+        os.write(terminal, b"first\nsecond\n")
+        assert b"heard first\r\nheard second" in await read_until(terminal, b"heard second")
+        # A guest writes in pieces of a few bytes and waits for each: they come whole and in order.
+        await guest.run("seq 1 200 > /dev/hvc0")
+        printed = await read_until(terminal, b"\n200\r\n")
+        assert printed.split()[-200:] == [b"%d" % number for number in range(1, 201)]
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("<HHHH", 50, 132, 0, 0))
+
+        async def is_resized() -> bool:
+            return await guest.run("stty -F /dev/hvc0 size") == "50 132\n"
+
+        await wait_until(is_resized)
+
+
+async def check_balloon(guest: Guest) -> None:
+    """The guest's memory shrinks by the balloon, and this process's by as much."""
+
+    async def is_inflated() -> bool:
+        return bool((await guest.vmm.info())["memory_actual_size"] == RAM - BALLOON)
+
+    await wait_until(is_inflated)
+    total = int((await guest.run("grep MemTotal /proc/meminfo")).split()[1]) << 10
+    assert total < RAM - BALLOON
+    # All of the RAM was touched at first, and the program itself takes some beside it.
+    assert await resident_bytes(guest.vmm) < RAM - BALLOON + 100 * MIB
+    # What the guest uses and frees comes back as well: it reports free pages.
+    await guest.run("mount -t tmpfs none /mnt && dd if=/dev/zero of=/mnt/file bs=1M count=100")
+    used = await resident_bytes(guest.vmm)
+    await guest.run("rm /mnt/file")
+
+    async def is_reported() -> bool:
+        return await resident_bytes(guest.vmm) < used - 60 * MIB
+
+    await wait_until(is_reported)
+
+
+async def wait_until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until it is so; nothing of this can be waited on. Raises: trio.TooSlowError."""
+    with trio.fail_after(PATIENCE_S):
+        while not await is_so():  # noqa: ASYNC110
+            await trio.sleep(0.2)
+
+
+async def resident_bytes(vmm: VmmProcess) -> int:
+    """How much memory the VMM has, by its own process id: it may have been forked for it."""
+    pid = (await vmm.api("GET", "vmm.ping")).json["pid"]
+    status = await trio.Path(f"/proc/{pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) << 10
+
+
+async def test_panic_of_the_guest_is_an_event(place: Path, linux: Kernel, archive: Path) -> None:
+    async with booted(
+        place, linux, archive, pvpanic=True, watchdog=True, rtc={"pci_device_id": 9}
+    ) as guest:
+        tree = (await guest.vmm.info())["device_tree"]
+        assert {"__pvpanic", "__watchdog", "__rtc", "__rng"} <= set(tree)
+        assert tree["_virtio-pci-__rtc"]["pci_bdf"] == "0000:00:09.0"
+        functions = (
+            "cd /sys/bus/pci/devices && for d in *; do cat $d/vendor $d/device; done | xargs"
+        )
+        ids = (await guest.run(functions)).split()
+        found = set(zip(ids[::2], ids[1::2], strict=True))
+        assert {("0x1b36", "0x0011"), ("0x1af4", "0x1063"), ("0x1af4", "0x1051")} <= found
+        ready = len(guest.console.text)
+
+        await guest.console.type("echo c > /proc/sysrq-trigger\n")
+        await guest.console.wait_for("GUEST-READY", BOOT_S, after=ready)
+
+        events = guest.vmm.events()
+        assert events.index("guest:panic") < events.index("vm:rebooted")
