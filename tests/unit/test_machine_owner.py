@@ -60,6 +60,9 @@ class FakeMachine:
     def counters(self) -> dict[str, dict[str, int]]:
         return {}
 
+    def described_in(self, config: VmConfig) -> VmConfig:
+        return config
+
     async def pause(self) -> None:
         self.calls.append("pause")
         if self.pause_hangs:
