@@ -1,0 +1,389 @@
+/*
+ * The packet engine of virtio-net: one pair of queues over one queue of a tap.
+ *
+ *   transmit: pop -> writev to the tap -> push        receive: pop -> readv from the tap -> push
+ *
+ * A system call a packet, straight from and to guest memory; the tap's packets carry the same header
+ * as the ring's. The loop's thread owns an engine. One descriptor says that there is something to
+ * serve: it watches the kicks of both queues, and the tap for what would help just now. A driver without
+ * receive buffers leaves the tap alone, a full tap leaves the transmit queue alone.
+ *
+ * Source: Virtual I/O Device (VIRTIO) 1.2, section 5.1.6.
+ */
+#include "limiter.h"
+#include "virtqueue.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#define HEADER_BYTES 12u
+#define NUM_BUFFERS_AT 10u
+#define PACKET_BYTES_MOST (128u << 10) /* twice what any has; kernels differ in what they take */
+#define ROUND_PACKETS 64 /* in one direction, before its driver is told and the other has a turn */
+#define STEP_NS 200000u  /* of one call, before the loop gets its turn */
+
+enum source { SOURCE_KICK, SOURCE_TAP };
+
+struct vk_net {
+    int tap_fd;
+    int epoll_fd;
+    vk_queue *rx; /* NULL: the driver does not use it; likewise tx */
+    vk_queue *tx;
+    vk_limiter *rx_limiter; /* NULL: none; likewise tx_limiter */
+    vk_limiter *tx_limiter;
+    struct vk_net_counters *counters;
+    uint32_t tap_events; /* that epoll_fd waits for */
+    bool is_enabled;
+    bool rx_is_starved; /* no buffers: the next kick says more */
+    bool tx_is_blocked; /* the tap is full */
+    bool tx_is_paid;    /* the next packet has passed the limiter, but not the tap */
+    bool has_held;      /* a packet that was read and has to wait for the limiter */
+    uint16_t held_head;
+    uint32_t held_bytes;
+    uint64_t rx_until_ns; /* limited until then; 0 = not; likewise tx_until_ns */
+    uint64_t tx_until_ns;
+    uint64_t wait_ns;
+    uint8_t overflow; /* where a packet goes on that is larger than its chain */
+    vk_chain *chain;
+};
+
+static int watch(int epoll_fd, int operation, int fd, uint32_t events, enum source source)
+{
+    struct epoll_event event = {.events = events, .data.u32 = source};
+    return epoll_ctl(epoll_fd, operation, fd, &event) < 0 ? -errno : 0;
+}
+
+/* A kick is told once and never read; two queues may share no descriptor, but may have none. */
+static int watch_kicks(struct vk_net *net)
+{
+    vk_queue *const queues[] = {net->rx, net->tx};
+    for (int i = 0; i < 2; i++) {
+        if (queues[i] == NULL || queues[i]->kick_fd < 0)
+            continue;
+        int result = watch(net->epoll_fd, EPOLL_CTL_ADD, queues[i]->kick_fd, EPOLLIN | EPOLLET,
+                           SOURCE_KICK);
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+int vk_net_new(const struct vk_net_setup *setup, struct vk_net_counters *counters, vk_net **made)
+{
+    vk_net *net = calloc(1, sizeof *net);
+    if (net == NULL)
+        return -ENOMEM;
+    net->tap_fd = setup->tap_fd;
+    net->rx = setup->rx;
+    net->tx = setup->tx;
+    net->rx_limiter = setup->rx_limiter;
+    net->tx_limiter = setup->tx_limiter;
+    net->counters = counters;
+    net->chain = vk_chain_new();
+    net->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    int result = net->chain == NULL ? -ENOMEM : net->epoll_fd < 0 ? -errno : watch_kicks(net);
+    if (result < 0) {
+        vk_net_free(net);
+        return result;
+    }
+    *made = net;
+    return 0;
+}
+
+void vk_net_free(vk_net *net)
+{
+    if (net->epoll_fd >= 0)
+        close(net->epoll_fd);
+    if (net->chain != NULL)
+        vk_chain_free(net->chain);
+    free(net);
+}
+
+int vk_net_fd(const vk_net *net)
+{
+    return net->epoll_fd;
+}
+
+/* A pair at rest does not watch its tap. The first wake afterwards is that the tap takes packets. */
+int vk_net_set_enabled(vk_net *net, int enabled)
+{
+    if (net->is_enabled == (enabled != 0))
+        return 0;
+    int operation = enabled ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
+    int result = watch(net->epoll_fd, operation, net->tap_fd, EPOLLOUT, SOURCE_TAP);
+    if (result < 0)
+        return result;
+    net->tap_events = EPOLLOUT;
+    net->tx_is_blocked = false;
+    net->is_enabled = enabled != 0;
+    return 0;
+}
+
+static int watch_tap(struct vk_net *net, uint32_t events)
+{
+    if (events == net->tap_events)
+        return 0;
+    int result = watch(net->epoll_fd, EPOLL_CTL_MOD, net->tap_fd, events, SOURCE_TAP);
+    if (result == 0)
+        net->tap_events = events;
+    return result;
+}
+
+/* Forgets the kicks so far, and learns what the tap has to say. -ENODEV: it is gone. */
+static int take_wakes(struct vk_net *net)
+{
+    struct epoll_event events[3];
+    int count = epoll_wait(net->epoll_fd, events, 3, 0);
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.u32 != SOURCE_TAP)
+            continue;
+        if (events[i].events & (EPOLLERR | EPOLLHUP))
+            return -ENODEV;
+        if (events[i].events & EPOLLOUT)
+            net->tx_is_blocked = false;
+    }
+    return 0;
+}
+
+/* 0: it passes, else until when it has to wait. */
+static uint64_t limited_until(vk_limiter *limiter, uint64_t bytes)
+{
+    if (limiter == NULL)
+        return 0;
+    uint64_t now_ns = vk_now_ns();
+    uint64_t wait_ns = vk_limiter_take(limiter, bytes, now_ns);
+    return wait_ns == 0 ? 0 : wait_ns < UINT64_MAX - now_ns ? now_ns + wait_ns : UINT64_MAX;
+}
+
+/* Whether a direction is limited still. */
+static bool is_limited(uint64_t *until_ns)
+{
+    if (*until_ns != 0 && vk_now_ns() >= *until_ns)
+        *until_ns = 0;
+    return *until_ns != 0;
+}
+
+/* Whether an error is about the packet alone. */
+static bool is_tap_alive(int error)
+{
+    return error != EBADF && error != EBADFD && error != ENODEV && error != ECONNRESET &&
+           error != EPIPE && error != ENOTCONN;
+}
+
+/* Writes the popped chain's packet: 0, or an errno. */
+static int write_packet(struct vk_net *net)
+{
+    if (net->chain->readable_bytes > PACKET_BYTES_MOST)
+        return EMSGSIZE;
+    return writev(net->tap_fd, net->chain->iov, net->chain->readable) < 0 ? errno : 0;
+}
+
+/* A step serves one packet: 1; 0: there is none to serve now; or a negative errno. */
+static int transmit(struct vk_net *net)
+{
+    vk_chain *chain = net->chain;
+    if (net->tx_is_blocked || is_limited(&net->tx_until_ns))
+        return 0;
+    int result = vk_queue_pop(net->tx, chain);
+    if (result <= 0)
+        return result;
+    if (chain->readable_bytes < HEADER_BYTES)
+        return -EBADMSG;
+    uint64_t bytes = chain->readable_bytes - HEADER_BYTES;
+    if (!net->tx_is_paid) {
+        net->tx_until_ns = limited_until(net->tx_limiter, bytes);
+        if (net->tx_until_ns != 0) {
+            vk_queue_unpop(net->tx, chain->head);
+            return 0;
+        }
+    }
+    int error = write_packet(net);
+    net->tx_is_blocked = error == EAGAIN;
+    net->tx_is_paid = error == EAGAIN || error == EINTR;
+    if (net->tx_is_paid || (error != 0 && !is_tap_alive(error))) {
+        vk_queue_unpop(net->tx, chain->head);
+        return error == EAGAIN ? 0 : error == EINTR ? 1 : -error;
+    }
+    if (error == 0) {
+        net->counters->tx_frames++;
+        net->counters->tx_bytes += bytes;
+    } else {
+        net->counters->tx_dropped++;
+    }
+    vk_queue_push(net->tx, chain->head, 0);
+    return 1;
+}
+
+/*
+ * Reads a packet into the popped chain: its bytes, or a negative errno. -EMSGSIZE: it was larger than
+ * the chain and is lost. A tap cuts a packet to the room it finds without a word, so there is a byte
+ * of room more than the chain has.
+ */
+static int64_t read_packet(struct vk_net *net)
+{
+    vk_chain *chain = net->chain;
+    struct iovec *iov = chain->iov + chain->readable;
+    uint32_t count = chain->writable;
+    uint64_t room = chain->writable_bytes;
+    if (chain->readable + count == VK_CHAIN_MAX)
+        room -= iov[--count].iov_len;
+    iov[count] = (struct iovec){.iov_base = &net->overflow, .iov_len = 1};
+    ssize_t got = readv(net->tap_fd, iov, (int)count + 1);
+    if (got < 0)
+        return -errno;
+    return (uint64_t)got > room ? -EMSGSIZE : got;
+}
+
+static void deliver(struct vk_net *net, uint16_t head, uint32_t bytes)
+{
+    net->counters->rx_frames++;
+    net->counters->rx_bytes += bytes - HEADER_BYTES;
+    vk_queue_push(net->rx, head, bytes);
+}
+
+/* The size of a packet is known when it has been read, so it is held when it may not pass yet. */
+static bool hold(struct vk_net *net, uint16_t head, uint32_t bytes)
+{
+    net->rx_until_ns = limited_until(net->rx_limiter, bytes - HEADER_BYTES);
+    net->has_held = net->rx_until_ns != 0;
+    net->held_head = head;
+    net->held_bytes = bytes;
+    return net->has_held;
+}
+
+static int receive(struct vk_net *net)
+{
+    if (is_limited(&net->rx_until_ns))
+        return 0;
+    if (net->has_held) {
+        if (hold(net, net->held_head, net->held_bytes))
+            return 0;
+        deliver(net, net->held_head, net->held_bytes);
+        return 1;
+    }
+    int result = vk_queue_pop(net->rx, net->chain);
+    net->rx_is_starved = result == 0;
+    if (result <= 0)
+        return result;
+    if (net->chain->writable_bytes < HEADER_BYTES)
+        return -EBADMSG;
+    int64_t got = read_packet(net);
+    uint16_t head = net->chain->head;
+    if (got < (int64_t)HEADER_BYTES) {
+        vk_queue_unpop(net->rx, head);
+        if (got == -EAGAIN)
+            return 0;
+        if (got < 0 && got != -EMSGSIZE && got != -EINTR)
+            return (int)got;
+        net->counters->rx_dropped += got != -EINTR;
+        return 1;
+    }
+    static const uint8_t one_buffer[2] = {1, 0};
+    vk_chain_write(net->chain, NUM_BUFFERS_AT, one_buffer, sizeof one_buffer);
+    if (hold(net, head, (uint32_t)got))
+        return 0;
+    deliver(net, head, (uint32_t)got);
+    return 1;
+}
+
+/* Some packets of one direction, and one interrupt: how many, or a negative errno. */
+static int serve_round(struct vk_net *net, vk_queue *queue, int (*step)(struct vk_net *))
+{
+    int count = 0, result = 1;
+    if (queue == NULL)
+        return 0;
+    while (count < ROUND_PACKETS && (result = step(net)) == 1)
+        count++;
+    if (count != 0)
+        vk_queue_signal(queue);
+    return result < 0 ? result : count;
+}
+
+static void suppress(struct vk_net *net)
+{
+    if (net->tx != NULL)
+        vk_queue_suppress(net->tx);
+    if (net->rx != NULL)
+        vk_queue_suppress(net->rx);
+}
+
+/* Asks to be woken by what is waited for: 1 when it has come already, 0, or a negative errno. */
+static int arm(struct vk_net *net)
+{
+    uint32_t events = 0;
+    bool is_late = false;
+    if (net->tx_is_blocked)
+        events |= EPOLLOUT;
+    else if (net->tx != NULL && net->tx_until_ns == 0)
+        is_late = vk_queue_enable(net->tx) != 0;
+    if (net->rx_is_starved)
+        is_late = vk_queue_enable(net->rx) != 0 || is_late;
+    else if (net->rx != NULL && net->rx_until_ns == 0)
+        events |= EPOLLIN;
+    int result = watch_tap(net, events);
+    return result < 0 ? result : is_late;
+}
+
+/* In how long a limited direction goes on; 0 when none is limited. */
+static uint64_t next_wait_ns(const struct vk_net *net, uint64_t now_ns)
+{
+    uint64_t until_ns = net->rx_until_ns;
+    if (until_ns == 0 || (net->tx_until_ns != 0 && net->tx_until_ns < until_ns))
+        until_ns = net->tx_until_ns;
+    if (until_ns == 0)
+        return 0;
+    return until_ns > now_ns ? until_ns - now_ns : 1;
+}
+
+/* Goes on until there is nothing to do, or it is the loop's turn: 1 then, 0, or a negative errno. */
+static int serve_all(struct vk_net *net)
+{
+    uint64_t start_ns = vk_now_ns();
+    suppress(net);
+    for (;;) {
+        int sent = serve_round(net, net->tx, transmit);
+        if (sent < 0)
+            return sent;
+        int received = serve_round(net, net->rx, receive);
+        if (received < 0)
+            return received;
+        if (vk_now_ns() - start_ns >= STEP_NS)
+            return 1;
+        if (sent + received != 0)
+            continue;
+        int result = arm(net);
+        if (result <= 0)
+            return result;
+        suppress(net);
+    }
+}
+
+int vk_net_serve(vk_net *net)
+{
+    int result = take_wakes(net);
+    net->wait_ns = 0;
+    if (result < 0 || !net->is_enabled)
+        return result;
+    result = serve_all(net);
+    if (result < 0)
+        return result;
+    net->wait_ns = next_wait_ns(net, vk_now_ns());
+    return (result ? VK_NET_HAS_MORE : 0) | (net->wait_ns != 0 ? VK_NET_IS_TIMED : 0);
+}
+
+uint64_t vk_net_wait_ns(const vk_net *net)
+{
+    return net->wait_ns;
+}
+
+/* What was read is delivered, limit or not: a packet more than allowed, and none is lost. */
+void vk_net_stop(vk_net *net)
+{
+    if (!net->has_held)
+        return;
+    net->has_held = false;
+    deliver(net, net->held_head, net->held_bytes);
+    vk_queue_signal(net->rx);
+}
