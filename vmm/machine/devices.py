@@ -48,6 +48,24 @@ class Devices:
         counted = {name: scope.value.counters for name, scope in self._plugged.items()}
         return {name: counters for name, counters in counted.items() if counters}
 
+    def described_in(self, config: VmConfig) -> VmConfig:
+        """The configuration with the names of its devices, and what they chose for themselves."""
+        names = DeviceNames(config)
+        changes = {
+            section.field: tuple(
+                self._described(entry, names.name(section, entry))
+                for entry in section.entries(config)
+            )
+            for section in SECTIONS
+            if section.is_list and section.entries(config)
+        }
+        return config.model_copy(update=changes) if changes else config
+
+    def _described(self, entry: PciSlot, name: str) -> PciSlot:
+        device = self._plugged[name].value.device
+        settled = device.settled if isinstance(device, VirtioDevice) else {}
+        return entry.model_copy(update={"id": name, **settled})
+
     def disk(self, name: str) -> Block:
         """The disk of a name. Raises: NotFoundError (caller), ConfigError when it is none."""
         if name not in self._plugged:

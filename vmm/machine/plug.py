@@ -89,7 +89,7 @@ async def plug_virtio(
         window.serve(transport)
         async with trio.open_nursery() as nursery:
             await nursery.start(transport.runner.run)
-            nodes = _virtio_nodes(device.id, transport.bar, base, bdf)
+            nodes = _virtio_nodes(device, transport.bar, base, bdf)
             yield Plugged(device, bdf, nodes, transport)
             nursery.cancel_scope.cancel()
 
@@ -139,11 +139,12 @@ def _slot(bus: PciBus, function: Function, slot: int | None) -> Iterator[Bdf]:
         bus.segment.remove(bdf.device)
 
 
-def _virtio_nodes(id: str, bar: Bar, base: int, bdf: Bdf) -> tuple[Node, Node]:
+def _virtio_nodes(device: VirtioDevice, bar: Bar, base: int, bdf: Bdf) -> tuple[Node, Node]:
     """The device, and the transport it hangs on."""
+    id, resources = device.id, list(device.resources)
     transport = f"_virtio-pci-{id}"
     return (
-        {"id": id, "resources": [], "parent": transport, "children": []},
+        {"id": id, "resources": resources, "parent": transport, "children": []},
         {
             "id": transport,
             "resources": [_resource(bar, base)],

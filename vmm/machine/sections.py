@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import trio
 
     from vmm.config.disk import DiskConfig
+    from vmm.config.net import NetConfig
     from vmm.config.rng import RngConfig
     from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import GuestMemoryMap
@@ -133,6 +134,15 @@ async def open_disk(config: DiskConfig, id: str, board: Board) -> AsyncIterator[
         yield device
 
 
+@asynccontextmanager
+async def open_net(config: NetConfig, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+    """The network over its tap. Raises: ConfigError (caller), UnsupportedError, HostError."""
+    from vmm.machine import nets  # Only now: a VM without networks starts sooner.
+
+    with nets.open_net(config, id) as device:
+        yield device
+
+
 def _console(config: VmConfig) -> tuple[PciSlot, ...]:
     return () if config.console.mode == "Off" else (config.console,)
 
@@ -159,6 +169,7 @@ SECTIONS: tuple[Section, ...] = (
         is_list=True,
         has_low_bar=True,
     ),
+    Section("net", "_net", lambda config: config.net or (), open_net, is_list=True),
     Section("rng", "__rng", lambda config: (config.rng,), open_rng),
     Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
     Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
 
 SECTIONS = {
-    "net": "--net",
     "fs": "--fs",
     "generic_vhost_user": "--generic-vhost-user",
     "pmem": "--pmem",

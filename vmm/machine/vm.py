@@ -86,6 +86,10 @@ class VirtualMachine:
         """The devices by name, as vm.info shows them."""
         return self._chipset.device_tree | self._devices.tree
 
+    def described_in(self, config: VmConfig) -> VmConfig:
+        """The configuration with what was left open in it and has been chosen."""
+        return self._devices.described_in(config)
+
     @property
     def counters(self) -> dict[str, dict[str, int]]:
         """The devices that count, and what."""

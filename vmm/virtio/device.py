@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
@@ -104,12 +104,25 @@ class VirtioDevice(ABC):
         """Serve one queue until cancelled; see ``run_queues``."""
         await trio.lowlevel.checkpoint()
 
+    def reset(self) -> None:  # noqa: B027  most keep nothing
+        """Forget what the driver chose; its queues are being taken from the device."""
+
     def save(self) -> dict[str, object]:
         """Give what a snapshot keeps of it beyond features, queues and registers."""
         return {}
 
     def load(self, state: Mapping[str, object]) -> None:  # noqa: B027  most keep nothing
         """Take over what ``save`` gave. Raises: ConfigError when it cannot be (caller)."""
+
+    @property
+    def resources(self) -> Sequence[Mapping[str, object]]:
+        """What vm.info lists of it, beside its transport's."""
+        return ()
+
+    @property
+    def settled(self) -> Mapping[str, object]:
+        """Fields of its configuration that were left open and chosen when it was made."""
+        return {}
 
     @property
     def counters(self) -> dict[str, int]:

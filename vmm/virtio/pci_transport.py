@@ -273,6 +273,7 @@ class VirtioPci:
             self._emit("reset")
         self._active = None
         done = self.runner.stop()
+        self.device.reset()
         if not done.is_set():
             self._common.lingering = before
             self._common.refresh()
