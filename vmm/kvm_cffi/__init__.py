@@ -27,7 +27,7 @@ from vmm.kvm_cffi.structs import (
 from vmm.kvm_cffi.system import Kvm
 from vmm.kvm_cffi.thread import Exit, ExitCounts, ExitKind, ThreadState, VcpuThread
 from vmm.kvm_cffi.uart import Uart, UartState
-from vmm.kvm_cffi.vcpu import Vcpu
+from vmm.kvm_cffi.vcpu import SyncRegs, Vcpu
 from vmm.kvm_cffi.virtqueue import Virtqueue, VirtqueueChain
 from vmm.kvm_cffi.vm import Vm
 
@@ -54,6 +54,7 @@ __all__ = [
     "Regs",
     "Segment",
     "Sregs",
+    "SyncRegs",
     "ThreadState",
     "Uart",
     "UartState",

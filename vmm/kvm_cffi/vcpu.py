@@ -8,6 +8,7 @@ Source: Linux Documentation/virt/kvm/api.rst, "vcpu ioctls".
 from __future__ import annotations
 
 import os
+from enum import IntFlag
 from typing import TYPE_CHECKING
 
 from vmm.errors import HostError, InternalError
@@ -28,6 +29,13 @@ XSAVE_BYTES = 4096
 LAPIC_BYTES = 1024
 
 
+class SyncRegs(IntFlag):
+    """Register files that KVM keeps in the run area."""
+
+    REGS = lib.KVM_SYNC_X86_REGS
+    SREGS = lib.KVM_SYNC_X86_SREGS
+
+
 class Vcpu:
     """One vCPU; a context manager that unmaps its run area and closes its descriptor."""
 
@@ -45,6 +53,7 @@ class Vcpu:
             os.close(fd)
             raise
         self.run_area = area[0]
+        self._run = ffi.cast("struct kvm_run *", self.run_area)
 
     def close(self) -> None:
         """Unmap and close. A second call does nothing.
@@ -88,6 +97,26 @@ class Vcpu:
     def set_sregs(self, sregs: Sregs) -> None:
         """Replace segments, control registers and the APIC base."""
         self._ioctl("KVM_SET_SREGS", lib.KVM_SET_SREGS, registers.pack_sregs(sregs))
+
+    def sync_regs(self, fields: SyncRegs) -> None:
+        """Have KVM leave register files in the run area at each exit, to be read without an ioctl.
+
+        Source: api.rst, "KVM_CAP_SYNC_REGS"; KVM_RUN fails on a kernel without it.
+        """
+        self._run.kvm_valid_regs = fields
+
+    def get_synced_regs(self) -> Regs:
+        """Return the general-purpose registers as of the last exit. Asked for: SyncRegs.REGS."""
+        return registers.unpack_regs(lib.vk_sync_regs(self.run_area).regs)
+
+    def get_synced_sregs(self) -> Sregs:
+        """Return the system registers as of the last exit. Asked for: SyncRegs.SREGS."""
+        return registers.unpack_sregs(lib.vk_sync_regs(self.run_area).sregs)
+
+    def set_synced_regs(self, regs: Regs) -> None:
+        """Replace the general-purpose registers as KVM enters the guest again."""
+        lib.vk_sync_regs(self.run_area).regs = registers.pack_regs(regs)[0]
+        self._run.kvm_dirty_regs |= SyncRegs.REGS
 
     def get_fpu(self) -> Fpu:
         """Return the x87 and SSE state."""

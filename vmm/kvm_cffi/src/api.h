@@ -129,6 +129,7 @@ struct vk_msi_route {
 int vk_set_gsi_routing(int vm_fd, const struct vk_msi_route *routes, uint32_t count);
 int vk_map_run(int vcpu_fd, uint64_t run_bytes, void **run);
 int vk_unmap_run(void *run, uint64_t run_bytes);
+struct kvm_sync_regs *vk_sync_regs(void *run);
 int vk_bind_to_node(uint64_t address, uint64_t size, uint32_t node);
 int64_t vk_raw_exit_loop(int vcpu_fd, void *run, uint64_t exits);
 

@@ -65,6 +65,12 @@ int vk_unmap_run(void *run, uint64_t run_bytes)
     return munmap(run, run_bytes) == 0 ? 0 : -errno;
 }
 
+/* What KVM leaves in the run area at an exit; cffi cannot name a member of the union it is in. */
+struct kvm_sync_regs *vk_sync_regs(void *run)
+{
+    return &((struct kvm_run *)run)->s.regs;
+}
+
 #define NODE_BITS 1024u
 
 int vk_bind_to_node(uint64_t address, uint64_t size, uint32_t node)
