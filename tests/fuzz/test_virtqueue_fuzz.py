@@ -212,7 +212,7 @@ def test_memory_that_changes_meanwhile_never_leads_out_of_it(make: Make, is_pack
             os._exit(0)
     try:
         queue = make(memory, state)
-        while (popped < 1000 or breaches < 1000) and turns < 400_000:
+        while (popped < 300 or breaches < 300) and turns < 100_000:
             turns += 1
             try:
                 popped += len(serve(memory, queue, 1 + turns % 20)) - 4

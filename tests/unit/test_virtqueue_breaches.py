@@ -11,6 +11,7 @@ from tests.unit.virtqueue_kinds import Kind, all_kinds, kind, packed_kinds, spli
 from vmm.errors import GuestError
 from vmm.testing.driver import DESC, INDIRECT, NEXT, WRITE
 from vmm.testing.memory import FakeMemory
+from vmm.virtio.queue import QueueState
 
 __all__ = ["kind"]
 
@@ -118,6 +119,35 @@ def test_chain_of_more_than_1024_descriptors_is_refused(kind: Kind) -> None:
     kind.offer(state, (0x10_0000, 16 * 1025, INDIRECT, 0))
 
     with pytest.raises(GuestError, match="more than 1024 descriptors"):
+        kind.queue(state).pop()
+
+
+def offer_straddling_buffers(kind: Kind, state: QueueState, count: int) -> None:
+    """A table of buffers that begin in one region and end in the next: two pieces each."""
+    for at in range(count):
+        is_last = at == count - 1
+        last = (0, 0) if kind.is_packed else (0 if is_last else NEXT, at + 1)
+        kind.memory.write(0x10_0000 + 16 * at, DESC.pack(0x10FFF, 2, *last))
+    kind.offer(state, (0x10_0000, 16 * count, INDIRECT, 0))
+
+
+@all_kinds
+def test_chain_of_1024_pieces_is_taken(kind: Kind) -> None:
+    state = kind.driver().state
+    offer_straddling_buffers(kind, state, 512)
+
+    chain = kind.queue(state).pop()
+
+    assert chain is not None
+    assert len(chain.readable) == 1024
+
+
+@all_kinds
+def test_chain_of_more_than_1024_pieces_is_refused(kind: Kind) -> None:
+    state = kind.driver().state
+    offer_straddling_buffers(kind, state, 513)
+
+    with pytest.raises(GuestError, match="more than 1024 descriptors or pieces"):
         kind.queue(state).pop()
 
 
