@@ -31,7 +31,7 @@ from vmm.config.units import I32_MAX, parse_decimal
 from vmm.config.validation import validate
 from vmm.config.values import shape_of
 from vmm.config.vm import VmConfig
-from vmm.errors import ConfigError, UnsupportedError
+from vmm.errors import ConfigError, UnsupportedError, causes
 
 logger = logging.getLogger(__name__)
 
@@ -123,18 +123,11 @@ def format_error_chain(error: BaseException) -> str:
 
     Spec: Cloud Hypervisor command line, error output.
     """
-    lines = [line for each in _causes(error) for line in _sentences(each)]
+    lines = [line for each in causes(error) for line in _sentences(each)]
     if len(lines) == 1:
         return f"Error: {PROGRAM} exited with the following error:\n  {lines[0]}"
     numbered = "\n".join(f"  {index}: {line}" for index, line in enumerate(lines))
     return f"Error: {PROGRAM} exited with the following chain of errors:\n{numbered}"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    at: BaseException | None = error
-    while at is not None:
-        yield at
-        at = at.__cause__
 
 
 def _sentences(error: BaseException) -> Sequence[str]:

@@ -89,9 +89,19 @@ class HostError(VmmError):
         )
 
 
-def chain(error: BaseException) -> Iterator[str]:
-    """Yield the text of an error and of its causes, outermost first."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it, outermost first.
+
+    The OSError below a HostError is left out: the HostError says all that it does.
+    """
     at: BaseException | None = error
     while at is not None:
-        yield str(at) or type(at).__name__
-        at = at.__cause__
+        yield at
+        below = at.__cause__
+        at = None if isinstance(at, HostError) and isinstance(below, OSError) else below
+
+
+def chain(error: BaseException) -> Iterator[str]:
+    """Yield the text of an error and of its causes, outermost first."""
+    for each in causes(error):
+        yield str(each) or type(each).__name__

@@ -300,6 +300,16 @@ def test_format_error_chain_counts_the_causes() -> None:
     ]
 
 
+def test_format_error_chain_says_once_what_the_host_refused() -> None:
+    low = FileNotFoundError(2, "No such file or directory", "/k")
+    error = HostError.from_os_error("open", low)
+    error.__cause__ = low
+
+    assert format_error_chain(error).splitlines()[1:] == [
+        "  open on /k failed: No such file or directory (ENOENT)"
+    ]
+
+
 def test_format_error_chain_of_a_silent_error_names_its_type() -> None:
     assert format_error_chain(KeyError()).endswith("\n  KeyError")
 
