@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.errors import HostError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
+from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.mechanisms import allocated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import TracebackType
 
     from vmm.kvm_cffi._kvm import CData
     from vmm.kvm_cffi.limiter import Limiter
@@ -108,7 +108,7 @@ def _io(io: CData) -> IoCounters:
     return IoCounters(io.ops, io.bytes, io.total_ns, io.least_ns, io.most_ns)
 
 
-class BlockEngine:
+class BlockEngine(Closing):
     """Serves some queues of one disk, until closed; a context manager.
 
     ``poll_ns`` is how long, at most, the rings are watched after a batch before the caller is
@@ -196,14 +196,3 @@ class BlockEngine:
         engine, self._engine = self._engine, None
         if engine is not None:
             lib.vk_blk_free(engine)
-
-    def __enter__(self) -> BlockEngine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import InternalError
 from vmm.kvm_cffi._kvm import ffi, lib
+from vmm.kvm_cffi.closing import Closing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.kvm_cffi._kvm import CData
 
 EVENT_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
@@ -69,7 +68,7 @@ class Loop(Mechanism):
         super().__init__(self._owned)
 
 
-class ByteRing(Mechanism):
+class ByteRing(Mechanism, Closing):
     """Collects the bytes the guest writes; reads give ``read_value``.
 
     ``fd`` becomes readable when bytes arrive in the empty ring: clear it, then ``drain``.
@@ -90,17 +89,6 @@ class ByteRing(Mechanism):
         if fd >= 0:
             lib.vk_byte_ring_detach(self._ring)
             os.close(fd)
-
-    def __enter__(self) -> ByteRing:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def drain(self) -> bytes:
         """Take everything there is."""

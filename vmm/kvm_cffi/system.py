@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmm.errors import HostError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
+from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.constants import KVM_API_VERSION
 from vmm.kvm_cffi.cpuid import MAX_CPUID_ENTRIES, pack_cpuid, unpack_cpuid
 from vmm.kvm_cffi.msrs import get_msrs
@@ -20,12 +21,11 @@ from vmm.kvm_cffi.vm import Vm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from vmm.kvm_cffi._kvm import CData
 
 
-class Kvm:
+class Kvm(Closing):
     """An open /dev/kvm; a context manager that closes it."""
 
     def __init__(self, fd: int) -> None:
@@ -57,17 +57,6 @@ class Kvm:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Kvm:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def get_api_version(self) -> int:
         """Return KVM's API version: 12."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.errors import ConfigError, InternalError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
+from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.mechanisms import EVENT_FLAGS, allocated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from vmm.kvm_cffi.router import ExitRouter
     from vmm.kvm_cffi.vcpu import Vcpu
@@ -86,7 +86,7 @@ KINDS = tuple(ExitKind)
 STATES = (ThreadState.STOPPED, ThreadState.RUNNING, ThreadState.PAUSED, ThreadState.EXITED)
 
 
-class VcpuThread:
+class VcpuThread(Closing):
     """The thread that runs one vCPU; a context manager that ends it.
 
     ``event_fd`` is readable when the slot is filled or the state has changed. All methods belong to
@@ -213,14 +213,3 @@ class VcpuThread:
         if self.event_fd >= 0:
             warnings.warn(f"Unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             self.close()
-
-    def __enter__(self) -> VcpuThread:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

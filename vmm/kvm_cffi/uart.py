@@ -6,14 +6,12 @@ Map it at its port base with size 8. Source: National Semiconductor PC16550D dat
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm.errors import ConfigError, HostError, InternalError
 from vmm.kvm_cffi._kvm import ffi, lib
+from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.mechanisms import EVENT_FLAGS, Mechanism, allocated
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 FIFO_DEPTH = 16
 RECEIVE_CAPACITY = 256
@@ -37,7 +35,7 @@ class UartState(NamedTuple):
     receive: bytes
 
 
-class Uart(Mechanism):
+class Uart(Mechanism, Closing):
     """A 16550A; a context manager that closes its two descriptors.
 
     ``irq_fd`` is an eventfd of the caller's: one signal an interrupt edge. ``fd`` becomes readable
@@ -69,17 +67,6 @@ class Uart(Mechanism):
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
-
-    def __enter__(self) -> Uart:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def drain(self) -> bytes:
         """Take all output there is; a transmitter that was busy becomes empty."""

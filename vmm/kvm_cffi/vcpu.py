@@ -15,12 +15,12 @@ from vmm.errors import HostError, InternalError
 from vmm.kvm_cffi import registers
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
+from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.cpuid import MAX_CPUID_ENTRIES, pack_cpuid, unpack_cpuid
 from vmm.kvm_cffi.msrs import get_msrs, set_msrs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from vmm.kvm_cffi._kvm import CData
     from vmm.kvm_cffi.structs import CpuidEntry, Fpu, MsrEntry, Regs, Sregs
@@ -36,7 +36,7 @@ class SyncRegs(IntFlag):
     SREGS = lib.KVM_SYNC_X86_SREGS
 
 
-class Vcpu:
+class Vcpu(Closing):
     """One vCPU; a context manager that unmaps its run area and closes its descriptor."""
 
     def __init__(self, fd: int, index: int, *, run_bytes: int, xsave_bytes: int) -> None:
@@ -66,17 +66,6 @@ class Vcpu:
         if fd >= 0:
             lib.vk_unmap_run(self.run_area, self.run_bytes)
             os.close(fd)
-
-    def __enter__(self) -> Vcpu:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def get_regs(self) -> Regs:
         """Return the general-purpose registers."""

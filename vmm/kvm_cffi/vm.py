@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
+from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.constants import KVM_CAP_XSAVE2
 from vmm.kvm_cffi.structs import ClockData
 from vmm.kvm_cffi.vcpu import XSAVE_BYTES, Vcpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from vmm.kvm_cffi._kvm import CData
     from vmm.kvm_cffi.structs import MsiRoute
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = 4096
 
 
-class Vm:
+class Vm(Closing):
     """One VM; a context manager that closes its descriptor.
 
     Close the vCPUs first: KVM keeps a VM alive as long as one of them is open.
@@ -39,17 +39,6 @@ class Vm:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Vm:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def check_extension(self, cap: int) -> int:
         """Return what KVM says about a capability of this VM: 0 for absent."""
