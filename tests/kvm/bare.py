@@ -7,17 +7,14 @@ code is assembled by gcc's assembler when the test runs.
 from __future__ import annotations
 
 import contextlib
-import functools
 import mmap
 import os
 import struct
-import subprocess
-import tempfile
-from pathlib import Path
 from types import TracebackType
 
 import trio
 
+from tests.kvm.guests.assembler import assemble
 from vmm.kvm_cffi import (
     DescriptorTable,
     Exit,
@@ -49,18 +46,6 @@ FLAT_DATA = Segment(limit=0xFFFF_FFFF, selector=16, type=3, present=1, db=1, s=1
 DESCRIPTORS = struct.pack("<3Q", 0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)
 
 
-@functools.cache
-def assemble(source: str) -> bytes:
-    """Assemble 32-bit code (AT&T syntax) that will lie at CODE."""
-    with tempfile.TemporaryDirectory() as folder:
-        object_, image = Path(folder, "guest.o"), Path(folder, "guest.bin")
-        text = f".code32\n.globl _start\n_start:\n{source}\n".encode()
-        subprocess.run(["as", "--32", "-o", object_, "-"], input=text, check=True)
-        link = ["ld", "-m", "elf_i386", f"-Ttext={CODE:#x}", "--oformat", "binary"]
-        subprocess.run([*link, "-o", image, object_], check=True)
-        return image.read_bytes()
-
-
 class BareMachine:
     """A VM with split irqchip, its memory, its router, and its vCPUs' threads."""
 
@@ -72,7 +57,7 @@ class BareMachine:
         self.memory = mmap.mmap(-1, MEMORY_BYTES)
         self.vm.set_user_memory_region(0, 0, MEMORY_BYTES, address_of(self.memory))
         self.write(GDT, DESCRIPTORS)
-        self.write(CODE, assemble(source))
+        self.write(CODE, assemble(source, CODE))
         self.router = ExitRouter()
         self.router.map_pio(ASK, 1, Loop())
         self.vcpus = [self._open.enter_context(self.vm.create_vcpu(i)) for i in range(vcpus)]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.kvm.guests import programs
-from tests.kvm.guests.image import assemble, write_kernel
+from tests.kvm.guests.assembler import assemble
+from tests.kvm.guests.image import ENTRY, write_kernel
 from tests.kvm.guests.processes import machine
 from tests.unit.boot_images import make_elf
 from vmm.boot.layout import CMDLINE_MAX_SIZE
@@ -60,7 +61,7 @@ def _no_note(folder: Path) -> Refusal:
 
 
 def _truncated(folder: Path) -> Refusal:
-    whole = make_elf(assemble(programs.HALT) * 100)
+    whole = make_elf(assemble(programs.HALT, ENTRY) * 100)
     return _of_kernel(_kernel(folder, "cut", whole[:300]), 400, "ends at byte", "use an intact")
 
 
@@ -133,35 +134,36 @@ REFUSALS: dict[str, Callable[[Path], Refusal]] = {
 }
 
 _SECTIONS: dict[str, tuple[tuple[str, ...], object]] = {
-    "disks": (("path=/disk",), [{"path": "/disk"}]),
-    "net": (("tap=tap0",), [{"tap": "tap0"}]),
-    "balloon": (("size=1M",), {"size": MIB}),
     "fs": (("tag=t,socket=/s",), [{"tag": "t", "socket": "/s"}]),
+    "generic_vhost_user": (
+        ("socket=/s,device_type=26,queue_sizes=[64]",),
+        [{"socket": "/s", "device_type": 26, "queue_sizes": [64]}],
+    ),
     "pmem": (("file=/f,size=2M",), [{"file": "/f", "size": 2 * MIB}]),
     "devices": (("path=/sys/d",), [{"path": "/sys/d"}]),
     "user_devices": (("socket=/s",), [{"socket": "/s"}]),
     "vdpa": (("path=/d",), [{"path": "/d", "num_queues": 1}]),
     "vsock": (("cid=3,socket=/s",), {"cid": 3, "socket": "/s"}),
-    "watchdog": ((), True),
-    "rtc": ((), {}),
-    "pvpanic": ((), True),
+    "numa": (("guest_numa_id=0,cpus=[0]",), [{"guest_numa_id": 0, "cpus": [0]}]),
     "tpm": (("socket=/s",), {"socket": "/s"}),
     "landlock_enable": ((), True),
+    "landlock_rules": (("path=/,access=r",), [{"path": "/", "access": "r"}]),
 }
+NO_SECTION = "iommu"
+"""What stands among the sections and follows from those of devices."""
 
 
 def absent_sections(folder: Path) -> dict[str, Refusal]:
     """One VM for each section whose device this version does not have."""
     kernel = write_kernel(folder, programs.HALT)
     found = {}
-    for name in SECTIONS:
-        if name in _SECTIONS:
-            options, section = _SECTIONS[name]
-            arguments = ("--kernel", str(kernel), SECTIONS[name], *options)
-            words = (name, "is not in this version of the VMM", "leave it out")
-            memory = {"size": 64 * MIB, "shared": True}
-            config = machine(kernel, memory=memory, **{name: section})
-            found[name] = Refusal(arguments, config, 501, words)
+    for name in SECTIONS.keys() - {NO_SECTION}:
+        options, section = _SECTIONS[name]
+        arguments = ("--kernel", str(kernel), SECTIONS[name], *options)
+        words = (name, "is not in this version of the VMM", "leave it out")
+        memory = {"size": 64 * MIB, "shared": True}
+        config = machine(kernel, memory=memory, **{name: section})
+        found[name] = Refusal(arguments, config, 501, words)
     return found
 
 
