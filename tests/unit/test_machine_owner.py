@@ -21,6 +21,7 @@ from vmm.machine.commands import (
     Pause,
     PowerButton,
     Reboot,
+    ResizeDisk,
     Resume,
     Shutdown,
     ShutdownVmm,
@@ -169,7 +170,8 @@ async def test_create_and_boot_make_one_running_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [Boot(), Pause(), Resume(), Shutdown(), Reboot(), PowerButton(), Nmi()]
+    "command",
+    [Boot(), Pause(), Resume(), Shutdown(), Reboot(), ResizeDisk("a", 1), PowerButton(), Nmi()],
 )
 async def test_command_without_a_vm_says_not_created(command: Command) -> None:
     async with running() as bench:
@@ -179,7 +181,10 @@ async def test_command_without_a_vm_says_not_created(command: Command) -> None:
             bench.owner.info()
 
 
-@pytest.mark.parametrize("command", [Pause(), Resume(), Shutdown(), Reboot(), PowerButton(), Nmi()])
+@pytest.mark.parametrize(
+    "command",
+    [Pause(), Resume(), Shutdown(), Reboot(), ResizeDisk("a", 1), PowerButton(), Nmi()],
+)
 async def test_command_on_a_created_vm_says_not_running(command: Command) -> None:
     async with running() as bench:
         await bench.do(Create(CONFIG))
@@ -377,3 +382,10 @@ async def test_cancel_after_any_step_leaves_nothing_open(steps: int) -> None:
     sequence: list[Command] = [Create(CONFIG), Boot(), Pause(), Resume(), Reboot()]
     async with running() as bench:
         await bench.do(*sequence[:steps])
+
+
+async def test_resize_disk_reaches_the_machine() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), ResizeDisk("root", 512))
+
+        assert bench.machine.calls == ["resize root to 512"]
