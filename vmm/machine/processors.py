@@ -56,6 +56,11 @@ def describe(kvm: Kvm, cpus: CpusConfig) -> Processors:
         )
     if cpus.features.amx:
         host.request_amx_for_guests()
+    if cpus.kvm_hyperv and not kvm.check_extension(constants.KVM_CAP_HYPERV_SYNIC):
+        raise ConfigError(
+            "cpus.kvm_hyperv (--cpus kvm_hyperv=on) asks for Hyper-V's interface and this host's "
+            "KVM does not have it; leave it out or use a kernel built with CONFIG_KVM_HYPERV"
+        )
     supported = kvm.get_supported_cpuid()
     topology = None
     if cpus.topology is not None:
