@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -70,14 +70,19 @@ class Guest:
 
 @asynccontextmanager
 async def booted(
-    place: Path, image: Kernel, archive: Path, *arguments: str, extra: str = ""
+    place: Path,
+    image: Kernel,
+    archive: Path,
+    *arguments: str,
+    extra: str = "",
+    pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[Guest]:
     """Boot a guest to a shell on a serial socket, with an API; leaving ends the VMM."""
     serial = place / "serial.sock"
     command = ["--kernel", str(image.vmlinux), "--initramfs", str(archive)]
     command += ["--cmdline", f"{words(then='shell')} {extra}".strip()]
     command += ["--serial", f"socket={serial}", "--console", "off", *arguments]
-    async with VmmProcess.start(place, *command, api=True) as vmm:
+    async with VmmProcess.start(place, *command, api=True, pass_fds=pass_fds) as vmm:
         await vmm.wait_until_served(BOOT_S)
         async with GuestConsole.connect(serial) as console:
             await console.wait_for("GUEST-READY", BOOT_S)

@@ -1,0 +1,197 @@
+"""Networks in a stock guest: found, configured, carrying packets both ways, limited, gone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.guest.conftest import BOOT_S, Guest, booted
+from tools.images.initramfs import initramfs
+from tools.images.kernels import Kernel
+from vmm.net.interface import Interface, address_of
+from vmm.net.tap import open_tap
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+HOST, GUEST = "192.168.77.1", "192.168.77.2"
+HOST_6, GUEST_6 = "fd77::1", "fd77::2"
+MASK_6 = "ffff:ffff:ffff:ffff::"
+PORT = 5000
+SECONDS = 60.0
+LIMITED_BYTES = 3 * MIB
+LIMITED_RATE = MIB
+
+
+@pytest.fixture(scope="session")
+def with_virtio(linux: Kernel) -> Path:
+    """An initramfs with the virtio drivers."""
+    return initramfs(linux, "virtio")
+
+
+@pytest.fixture
+def data() -> bytes:
+    """What is sent: nothing that repeats."""
+    return random.Random(11).randbytes(8 * MIB)
+
+
+def checksum(data: bytes) -> str:
+    """As md5sum in the guest shows it."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+async def set_up(guest: Guest, name: str, *addresses: str) -> None:
+    """Have the guest's kernel use a network."""
+    # An IPv6 address is of use at once.
+    await guest.run(f"echo 0 > /proc/sys/net/ipv6/conf/{name}/accept_dad")
+    for address in addresses:
+        await guest.run(f"ip addr add {address} dev {name}")
+    await guest.run(f"ip link set {name} up; ip link set lo up")
+
+
+async def send_to_guest(guest: Guest, address: str, data: bytes) -> str:
+    """Send bytes over TCP; their checksum in the guest."""
+    await guest.run(f"nc -l -p {PORT} < /dev/null > /run/got & sleep 1")
+    stream = await trio.open_tcp_stream(address, PORT)
+    async with stream:
+        with trio.fail_after(SECONDS):
+            await stream.send_all(data)
+    return (await guest.run("wait; md5sum < /run/got; rm /run/got", SECONDS)).split()[0]
+
+
+async def receive_from_guest(guest: Guest, address: str, size: int) -> tuple[str, str]:
+    """Have the guest send bytes over TCP: their checksum there, and here."""
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    got = hashlib.md5(usedforsecurity=False)
+    with trio.socket.socket(kind, socket.SOCK_STREAM) as listener:
+        await listener.bind((address, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        await guest.run(f"head -c {size} /dev/urandom > /run/sent; md5sum < /run/sent")
+        await guest.run(f"nc {address} {port} < /run/sent > /dev/null & true")
+        with trio.fail_after(SECONDS):
+            connection, _ = await listener.accept()
+            with connection:
+                while part := await connection.recv(MIB):
+                    got.update(part)
+    sent = await guest.run("md5sum < /run/sent; rm /run/sent")
+    return sent.split()[0], got.hexdigest()
+
+
+def ping(address: str) -> bool:
+    """Whether an IPv4 address answers an echo request within a few seconds."""
+    request = bytes((8, 0)) + (0xFFFF - 0x0800 - 0x0101).to_bytes(2, "big") + bytes((1, 1, 0, 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.settimeout(10)
+        raw.sendto(request, (address, 0))
+        while True:
+            try:
+                answer, (sender, _) = raw.recvfrom(2048)
+            except TimeoutError:
+                return False
+            if sender == address and answer[20] == 0:
+                return True
+
+
+async def counters(guest: Guest) -> dict[str, dict[str, int]]:
+    """What vm.counters shows."""
+    reply = await guest.vmm.api("GET", "vm.counters")
+    shown: dict[str, dict[str, int]] = reply.json
+    return shown
+
+
+async def test_network_is_as_configured_and_carries_packets_both_ways(
+    place: Path, linux: Kernel, with_virtio: Path, data: bytes
+) -> None:
+    options = (
+        f"tap=lan0,ip={HOST},mask=255.255.255.0,mac=02:77:00:00:00:02,host_mac=02:77:00:00:00:01,"
+        "mtu=4000,num_queues=4,id=lan"
+    )
+    six = f"tap=six0,ip={HOST_6},mask={MASK_6}"
+    async with booted(
+        place, linux, with_virtio, "--cpus", "boot=2", "--net", options, six
+    ) as guest:
+        await set_up(guest, "eth0", f"{GUEST}/24")
+        await set_up(guest, "eth1", f"{GUEST_6}/64")
+
+        shown = await guest.run("cd /sys/class/net/eth0; cat address mtu operstate; ls queues")
+        assert shown.split() == [
+            "02:77:00:00:00:02",
+            "4000",
+            "up",
+            *("rx-0", "rx-1", "tx-0", "tx-1"),
+        ]
+        assert "3 packets received" in await guest.run(f"ping -c 3 -i 0.2 -s 3900 {HOST}")
+        assert "3 packets received" in await guest.run(f"ping -6 -c 3 -i 0.2 {HOST_6}")
+        assert await trio.to_thread.run_sync(ping, GUEST)
+        for there, here in ((GUEST, HOST), (GUEST_6, HOST_6)):
+            assert await send_to_guest(guest, there, data) == checksum(data)
+            sent, got = await receive_from_guest(guest, here, len(data))
+            assert sent == got
+
+        info = await guest.vmm.info()
+        assert info["device_tree"]["lan"]["resources"] == [{"MacAddress": "02:77:00:00:00:02"}]
+        lan, other = info["config"]["net"]
+        assert (lan["id"], other["id"], other["tap"]) == ("lan", "_net0", "six0")
+        count = await counters(guest)
+        for name in ("lan", "_net0"):
+            assert set(count[name]) == {"rx_bytes", "rx_frames", "tx_bytes", "tx_frames"}
+            assert count[name]["rx_bytes"] > len(data) < count[name]["tx_bytes"]
+            assert count[name]["rx_frames"] > 0 < count[name]["tx_frames"]
+    assert not Interface("lan0").exists()
+    assert not Interface("six0").exists()
+
+
+async def test_network_of_no_name_keeps_tap_and_mac_over_a_reboot(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    slow = f"bw_size={LIMITED_RATE},bw_refill_time=1000,offload_tso=off,offload_ufo=off"
+    options = ("--net", f"ip={HOST},mask=255.255.255.0,offload_csum=off,{slow}")
+    async with booted(place, linux, with_virtio, *options) as guest:
+        (before,) = (await guest.vmm.info())["config"]["net"]
+        ready = len(guest.console.text)
+        await guest.console.type("reboot -f\n")
+        await guest.console.wait_for("GUEST-READY", BOOT_S, after=ready)
+        await guest.run("stty -echo")
+        (after,) = (await guest.vmm.info())["config"]["net"]
+        assert before == after
+        assert (await guest.run("cat /sys/class/net/eth0/address")).strip() == after["mac"]
+        assert Interface(after["tap"]).kind() == "tap"
+
+        await set_up(guest, "eth0", f"{GUEST}/24")
+        start = trio.current_time()
+        sent, got = await receive_from_guest(guest, HOST, LIMITED_BYTES)
+        assert sent == got
+        # The bucket is full at first.
+        assert trio.current_time() - start > 0.9 * (LIMITED_BYTES / LIMITED_RATE - 1)
+        start = trio.current_time()
+        block = bytes(LIMITED_BYTES)
+        assert await send_to_guest(guest, GUEST, block) == checksum(block)
+        assert trio.current_time() - start > 0.9 * (LIMITED_BYTES / LIMITED_RATE - 1)
+    assert not Interface(after["tap"]).exists()
+
+
+async def test_network_over_descriptors_leaves_the_tap_to_who_made_it(
+    place: Path, linux: Kernel, with_virtio: Path, data: bytes
+) -> None:
+    with ExitStack() as stack:
+        tap = stack.enter_context(open_tap("given0", 1))
+        tap.interface.set_address(address_of(HOST, "255.255.255.0"))
+        tap.interface.bring_up()
+        (fd,) = tap.fds
+        os.set_inheritable(fd, True)
+        async with booted(
+            place, linux, with_virtio, "--net", f"fd=[{fd}],mac=02:77:00:00:00:03", pass_fds=(fd,)
+        ) as guest:
+            await set_up(guest, "eth0", f"{GUEST}/24")
+            assert await send_to_guest(guest, GUEST, data) == checksum(data)
+            address = await guest.run("cat /sys/class/net/eth0/address")
+            assert address.strip() == "02:77:00:00:00:03"
+        assert Interface("given0").exists()
