@@ -84,9 +84,7 @@ class HostError(VmmError):
     ) -> HostError:
         """Make one from what the standard library raised."""
         name = path if path is not None else error.filename
-        return cls(
-            operation, error.errno or 0, path=None if name is None else str(name), hint=hint
-        )
+        return cls(operation, error.errno or 0, path=None if name is None else str(name), hint=hint)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
