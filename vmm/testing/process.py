@@ -180,3 +180,8 @@ class VmmProcess:
     def _grow(self) -> None:
         grown, self._grown = self._grown, trio.Event()
         grown.set()
+
+
+def arguments_for(kernel: Path, initramfs: Path, cmdline: str) -> Sequence[str]:
+    """The payload part of a command line."""
+    return ("--kernel", str(kernel), "--initramfs", str(initramfs), "--cmdline", cmdline)
