@@ -11,9 +11,10 @@ from tools.images.firmware import cloudhv
 from tools.images.initramfs import VARIANTS, initramfs
 from tools.images.kernels import RELEASES, Kernel, kernel
 from tools.images.qemu import qemu10
+from tools.images.rootdisk import root_disk
 
 # What the tests and the demonstration boot.
-_ALL_KERNELS = ("6.1-cloud", "6.12-cloud")
+_ALL_KERNELS = ("6.1-cloud", "6.12-cloud", "7-cloud")
 
 
 def main() -> int:
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds.choices["initramfs"].add_argument("--variant", choices=VARIANTS, default="minimal")
     kinds.add_parser("firmware")
     kinds.add_parser("qemu")
+    kinds.add_parser("root-disk", help="Debian 12 on a raw disk; guests boot copies of it")
     kinds.add_parser("all", help="everything the tests and the demonstration need")
     return parser
 
@@ -52,10 +54,13 @@ def _make(args: argparse.Namespace) -> list[Path]:
         return [cloudhv(newest=args.newest)]
     if args.kind == "qemu":
         return [qemu10(newest=args.newest).binary]
+    if args.kind == "root-disk":
+        return [root_disk()]
     if args.kind == "all":
         kernels = [kernel(release, newest=args.newest) for release in _ALL_KERNELS]
         images = [path for each in kernels for path in _kernel_and_initramfs(each)]
-        return [*images, cloudhv(newest=args.newest), qemu10(newest=args.newest).binary]
+        firmware, qemu = cloudhv(newest=args.newest), qemu10(newest=args.newest).binary
+        return [*images, firmware, qemu, root_disk()]
     one = kernel(args.release, newest=args.newest)
     if args.kind == "initramfs":
         return [initramfs(one, args.variant)]

@@ -1,6 +1,7 @@
-"""The guest's initramfs: busybox, the modules a variant wants, and an init that runs a script.
+"""The guest's initramfs: busybox, the modules a variant wants, and an init.
 
-``guest_init.sh`` says what it prints and which words of the kernel command line it obeys.
+``guest_init.sh`` runs a script: it says what it prints and which words of the kernel command line
+it obeys. ``root_init.sh``, of the variant ``root``, hands over to the root disk of ``rootdisk.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tools.images.lspci import add_lspci
 from tools.images.modules import load_order
 
 _HERE = Path(__file__).parent
-_SOURCES = ("guest_init.sh", "initramfs.py", "cpio.py", "modules.py", "lspci.py")
+_SOURCES = ("guest_init.sh", "root_init.sh", "initramfs.py", "cpio.py", "modules.py", "lspci.py")
 
 # ACPI_BUTTON and evdev are modules in the stock kernels: without them nothing hears the button.
 _POWER_BUTTON = ("button", "evdev")
@@ -42,6 +43,16 @@ _VIRTIO = (
 )
 # Modules that came with a kernel later than the oldest one here.
 _VIRTIO_SINCE_6_12 = ("virtio_iommu",)
+# What a disk's own init finds loaded; ext4 is built into every kernel here, and named all the same.
+_ROOT = (
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_console",
+    "virtio_rng",
+    "virtio_balloon",
+    "ext4",
+)
 
 
 @dataclass(frozen=True)
@@ -49,13 +60,16 @@ class Variant:
     """What one kind of initramfs holds on top of busybox and init."""
 
     modules: tuple[str, ...]
+    modules_since_6_12: tuple[str, ...] = ()
     has_lspci: bool = False
+    init: str = "guest_init.sh"
 
 
 VARIANTS = {
     "minimal": Variant(_POWER_BUTTON),
-    "virtio": Variant((*_POWER_BUTTON, *_VIRTIO)),
+    "virtio": Variant((*_POWER_BUTTON, *_VIRTIO), _VIRTIO_SINCE_6_12),
     "demo": Variant(_POWER_BUTTON, has_lspci=True),
+    "root": Variant((*_POWER_BUTTON, *_ROOT), init="root_init.sh"),
 }
 
 
@@ -125,14 +139,14 @@ def _write(path: Path, kernel: Kernel, variant: Variant, busybox: Path) -> None:
     # The kernel opens the console for init before init can mount anything.
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3)
-    archive.file("init", (_HERE / "guest_init.sh").read_bytes(), 0o755)
+    archive.file("init", (_HERE / variant.init).read_bytes(), 0o755)
     _add_busybox(archive, busybox / "bin" / "busybox")
     archive.file("etc/acpi/PWRF/00000080", b"#!/bin/sh\nkill -USR2 1\n", 0o755)
     archive.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
     archive.file("etc/profile", b"export PS1='guest:\\w# '\n")
     names = variant.modules
-    if not kernel.version.startswith("6.1.") and "virtio_net" in names:
-        names = (*names, *_VIRTIO_SINCE_6_12)
+    if not kernel.version.startswith("6.1."):
+        names = (*names, *variant.modules_since_6_12)
     for number, module in enumerate(load_order(kernel.modules_dir, names)):
         archive.file(f"modules/{number:02}-{module.name}.ko", module.read())
     if variant.has_lspci:
