@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 @pytest.mark.parametrize(
     ("mode", "order"),
     [
-        ("Vm", ["cookie", "thread", "thread"]),
-        ("Vcpu", ["cookie", "thread", "cookie", "thread"]),
+        ("Vm", ["cookie", "thread", "thread", "cookie"]),
+        ("Vcpu", ["cookie", "thread", "cookie", "thread", "cookie"]),
         ("Off", ["thread", "thread"]),
     ],
 )

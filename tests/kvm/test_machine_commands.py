@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import trio
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.machines import configure, owned
-from vmm.errors import StateError
-from vmm.machine.commands import Boot, Command, Create, Delete, Pause, ShutdownVmm
+from vmm.errors import HostError, StateError
+from vmm.kvm_cffi import ClockData, Vm
+from vmm.machine.commands import Boot, Command, Create, Delete, Pause, Resume, ShutdownVmm
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -70,3 +72,19 @@ async def test_delete_of_a_guest_that_resets_for_ever_wins(tmp_path: Path) -> No
         await held.do(Delete())
 
         assert held.events.names[-2:] == ["shutdown", "deleted"]
+
+
+async def test_pause_that_fails_on_the_host_leaves_the_vm_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(vm: Vm) -> ClockData:
+        raise HostError("KVM_GET_CLOCK", errno.EIO)
+
+    async with owned(configure(write_kernel(tmp_path, programs.HALT))) as held:
+        with monkeypatch.context() as broken:
+            broken.setattr(Vm, "get_clock", fail)
+            with pytest.raises(HostError):
+                await held.owner.submit(Pause())
+        assert held.owner.info().state == "Running"
+
+        await held.do(Pause(), Resume())

@@ -96,10 +96,18 @@ class VirtualMachine:
         return self._devices.counters
 
     async def pause(self) -> None:
-        """Stop the vCPUs, the devices that serve them, and the guest's clock."""
+        """Stop the vCPUs, the devices that serve them, and the guest's clock.
+
+        Raises: HostError when the clock cannot be read; the vCPUs run on then.
+        """
         await pause_all(self._vcpus)
+        try:
+            self._clock = self._vm.get_clock()
+        except HostError:
+            for vcpu in self._vcpus:
+                vcpu.resume()
+            raise
         await self._devices.sleep()
-        self._clock = self._vm.get_clock()
 
     async def resume(self) -> None:
         """Let the devices and the vCPUs run on, with the clock where it stood."""
@@ -182,6 +190,9 @@ class VirtualMachine:
             if core_scheduling == "Vcpu":
                 host.create_core_scheduling_cookie()
             await nursery.start(vcpu.run)
+        if core_scheduling != "Off":
+            # The loop has secrets of its own: it shares a core with no vCPU either.
+            host.create_core_scheduling_cookie()
 
     async def _raise_failure(self) -> None:
         await self._failed.wait()
