@@ -108,3 +108,18 @@ async def test_operation_on_a_living_context_is_carried_out() -> None:
         await scope.leave()
 
     assert done.is_set()
+
+
+async def test_operation_that_fails_raises_its_own_error_and_the_context_lives() -> None:
+    resource = Resource()
+
+    async def operation() -> None:
+        raise HostError("KVM_GET_CLOCK", 5)
+
+    async with trio.open_nursery() as nursery:
+        scope = await enter(nursery, resource.open(), unexpected)
+        with pytest.raises(HostError, match="KVM_GET_CLOCK"):
+            await scope.during(operation)
+
+        assert resource.events == ["entered"]
+        await scope.leave()

@@ -34,14 +34,19 @@ class Scope(Generic[T]):
     async def during(self, operation: Callable[[], Awaitable[None]]) -> None:
         """Carry an operation out, unless the context ends meanwhile.
 
-        Raises: StateError when it has ended, or does before the operation is through.
+        Raises: what the operation does; StateError when the context has ended, or does before the
+        operation is through.
         """
         through = False
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_when_left, nursery.cancel_scope)
-            await operation()
-            through = True
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_left, nursery.cancel_scope)
+                await operation()
+                through = True
+                nursery.cancel_scope.cancel()
+        except ExceptionGroup as error:
+            only = sole_cause(error)
+            raise only from only.__cause__
         if not through:
             raise StateError("VM is not running")
 
