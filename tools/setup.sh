@@ -15,6 +15,8 @@ PACKAGES=(
     kmod lz4 zstd
     # the nested host: the libraries of QEMU, virtiofsd, its root image
     e2fsprogs mmdebstrap qemu-system-common qemu-system-x86 qemu-utils
+    # the root disk: user namespaces for those who are not root
+    uidmap
     # tests: the ACPI compiler, and another reader of archives; the reference VMM is QEMU
     acpica-tools busybox-static
 )

@@ -175,7 +175,7 @@ def _fetch_debian(archive: Path) -> None:
 def _write_image(image: Path, archive: Path) -> None:
     """Write the packages and our files as a file system with a journal."""
     ours = image.with_name("ours.tar")
-    _write_ours(ours)
+    write_additions(ours)
     with image.open("wb") as file:
         file.truncate(DISK_BYTES)
     # Nothing is left for the guest's kernel to initialise: it would write for a minute.
@@ -191,7 +191,7 @@ def _write_image(image: Path, archive: Path) -> None:
     _run("fallocate", "--dig-holes", str(image), package="util-linux")
 
 
-def _write_ours(path: Path) -> None:
+def write_additions(path: Path) -> None:
     """Write the archive of what makes Debian a guest; everything in it is root's."""
     run = (_HERE / "root_run.sh").read_text()
     with tarfile.open(path, "w") as archive:
