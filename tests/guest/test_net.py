@@ -56,32 +56,55 @@ async def set_up(guest: Guest, name: str, *addresses: str) -> None:
     await guest.run(f"ip link set {name} up; ip link set lo up")
 
 
+# The guest's end of a transfer is never a job in the background: busybox's shell may take the end
+# of one, while it waits for the next line, for the end of its input.
+
+
 async def send_to_guest(guest: Guest, address: str, data: bytes) -> str:
     """Send bytes over TCP; their checksum in the guest."""
-    await guest.run(f"nc -l -p {PORT} < /dev/null > /run/got & sleep 1")
-    stream = await trio.open_tcp_stream(address, PORT)
-    async with stream:
-        with trio.fail_after(SECONDS):
-            await stream.send_all(data)
-    return (await guest.run("wait; md5sum < /run/got; rm /run/got", SECONDS)).split()[0]
+    received: list[str] = []
+
+    async def receive() -> None:
+        command = f"nc -l -p {PORT} < /dev/null > /run/got; md5sum < /run/got; rm /run/got"
+        received.append(await guest.run(command, SECONDS))
+
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            async with await connect(address) as stream:
+                await stream.send_all(data)
+    return received[0].split()[0]
+
+
+async def connect(address: str) -> trio.SocketStream:
+    """Connect to the guest as soon as it listens."""
+    while True:
+        try:
+            return await trio.open_tcp_stream(address, PORT)
+        except OSError:
+            await trio.sleep(0.1)  # Nothing tells from outside that it listens.
 
 
 async def receive_from_guest(guest: Guest, address: str, size: int) -> tuple[str, str]:
     """Have the guest send bytes over TCP: their checksum there, and here."""
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     got = hashlib.md5(usedforsecurity=False)
+
+    async def receive() -> None:
+        connection, _ = await listener.accept()
+        with connection:
+            while part := await connection.recv(MIB):
+                got.update(part)
+
     with trio.socket.socket(kind, socket.SOCK_STREAM) as listener:
         await listener.bind((address, 0))
         listener.listen()
         port = listener.getsockname()[1]
-        await guest.run(f"head -c {size} /dev/urandom > /run/sent; md5sum < /run/sent")
-        await guest.run(f"nc {address} {port} < /run/sent > /dev/null & true")
+        sent = await guest.run(f"head -c {size} /dev/urandom > /run/sent; md5sum < /run/sent")
         with trio.fail_after(SECONDS):
-            connection, _ = await listener.accept()
-            with connection:
-                while part := await connection.recv(MIB):
-                    got.update(part)
-    sent = await guest.run("md5sum < /run/sent; rm /run/sent")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                await guest.run(f"nc {address} {port} < /run/sent > /dev/null; rm /run/sent")
     return sent.split()[0], got.hexdigest()
 
 
