@@ -144,6 +144,8 @@ async def test_network_is_as_configured_and_carries_packets_both_ways(
         await set_up(guest, "eth0", f"{GUEST}/24")
         await set_up(guest, "eth1", f"{GUEST_6}/64")
 
+        # The kernel settles the state of a link some time after it was set up.
+        await guest.run("until grep -q up /sys/class/net/eth0/operstate; do sleep 0.2; done")
         shown = await guest.run("cd /sys/class/net/eth0; cat address mtu operstate; ls queues")
         assert shown.split() == [
             "02:77:00:00:00:02",

@@ -35,14 +35,14 @@ async def test_width_of_addresses_is_at_most_the_one_asked_for(tmp_path: Path) -
     assert await told_by(tmp_path, source, 1, max_phys_bits=36) == (36,)
 
 
-def has_hyperv() -> bool:
-    with Kvm.open() as kvm:
-        return bool(kvm.check_extension(KVM_CAP_HYPERV_SYNIC))
+@pytest.fixture
+def _hyperv(kvm: Kvm) -> None:
+    if not kvm.check_extension(KVM_CAP_HYPERV_SYNIC):
+        pytest.skip("this host's KVM has no Hyper-V interface (KVM_CAP_HYPERV_SYNIC)")
 
 
+@pytest.mark.usefixtures("_hyperv")
 async def test_guest_with_hyperv_finds_it_and_may_use_its_registers(tmp_path: Path) -> None:
-    if not has_hyperv():
-        pytest.skip("this host's KVM has no Hyper-V interface")
     find = "mov $0x40000001, %eax; cpuid;" + tell()
     control = f"mov ${SYNIC_CONTROL}, %ecx; mov $1, %eax; xor %edx, %edx; wrmsr; rdmsr;" + tell()
     counter = f"mov ${REFERENCE_COUNTER}, %ecx; rdmsr; mov %edx, %eax;" + tell()
