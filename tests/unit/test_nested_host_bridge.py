@@ -114,3 +114,39 @@ def test_guest_tests_run_directly_where_kvm_can(
 
     result.assert_outcomes(passed=2, failed=2, skipped=1)
     result.stdout.no_fnmatch_line("*nested host*")
+
+
+STALLING = """
+import pathlib, pytest
+from vmm.testing.stall import Stalled
+
+@pytest.mark.guest
+def test_stalls():
+    tries = pathlib.Path("tries")
+    count = int(tries.read_text()) if tries.exists() else 0
+    tries.write_text(str(count + 1))
+    if count < STALLS:
+        raise ExceptionGroup("of a nursery", [Stalled("it did not come")])
+
+@pytest.mark.guest
+def test_after():
+    pass
+"""
+
+
+def test_guest_that_stalls_once_is_tried_again_and_reported(project: pytest.Pytester) -> None:
+    project.makepyfile(STALLING.replace("STALLS", "1"))
+
+    result = project.runpytest_inprocess()
+
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["a guest stood still during *test_stalls, which was tried once*"])
+
+
+def test_guest_that_stalls_twice_has_failed(project: pytest.Pytester) -> None:
+    project.makepyfile(STALLING.replace("STALLS", "2"))
+
+    result = project.runpytest_inprocess()
+
+    result.assert_outcomes(passed=1, failed=1)
+    assert (project.path / "tries").read_text() == "2"

@@ -14,9 +14,11 @@ import pytest
 
 from tools.nested_host.inner_pytest import InnerPytest, InnerPytestDied
 from tools.nested_host.probe import kvm_runs_linux
+from vmm.testing.stall import Stalled
 
 PLUGIN: Final = "nested-host-bridge"
 MARKER: Final = "guest"
+STALLED: Final = f"{Stalled.__module__}.{Stalled.__qualname__}"
 ATTEMPTS: Final = 4  # at one test; an emulated host may die under a guest that runs firmware
 MAX_DEATHS: Final = 8  # of the nested host, in one session
 
@@ -39,6 +41,7 @@ class GuestBridge:
         self._inner: InnerPytest | None = None
         self._broken: str | None = None  # why no test can run at all
         self._replayed = 0
+        self._stalls: list[str] = []  # the tests in which a guest stood still, tried once more
         self._deaths: list[str] = []  # the test each death of the nested host was met in
 
     @pytest.hookimpl(tryfirst=True)
@@ -75,6 +78,10 @@ class GuestBridge:
                 self._deaths.append(item.nodeid)
                 said = str(death)
             else:
+                if item.nodeid not in self._stalls and any(map(has_stalled, reports)):
+                    self._stalls.append(item.nodeid)
+                    self._stop()
+                    continue
                 yield from reports
                 return
         else:
@@ -104,8 +111,21 @@ class GuestBridge:
             terminalreporter.write_line(
                 f"{self._replayed} guest tests ran in the nested host, because {self._reason}"
             )
+        for nodeid in self._stalls:
+            terminalreporter.write_line(
+                f"a guest stood still during {nodeid}, which was tried once more", yellow=True
+            )
         for nodeid in self._deaths:
             terminalreporter.write_line(f"the nested host died during {nodeid}", yellow=True)
+
+
+def has_stalled(report: pytest.TestReport) -> bool:
+    """Whether a test failed because what it waited for did not come.
+
+    An emulated host stands still now and then, with whatever runs in it. Such a test is tried once
+    more and named in the summary; one that fails for any other reason is not.
+    """
+    return report.failed and STALLED in report.longreprtext
 
 
 def remaining_guest_items(item: pytest.Item) -> list[str]:

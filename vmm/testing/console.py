@@ -9,6 +9,8 @@ from pathlib import Path
 
 import trio
 
+from vmm.testing.stall import Stalled
+
 READ_SIZE = 65536
 
 
@@ -41,7 +43,7 @@ class GuestConsole:
                     raise AssertionError(f"The console ended before {text!r} came:\n{self.text}")
                 self.text += self._decoder.decode(data).replace("\r", "")
             return at + len(text)
-        raise AssertionError(f"{text!r} did not come within {seconds} s:\n{self.text}")
+        raise Stalled(f"{text!r} did not come within {seconds} s:\n{self.text}")
 
     async def type(self, text: str) -> None:
         """Type into the console."""

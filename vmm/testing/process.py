@@ -15,6 +15,7 @@ from typing import Any
 import trio
 
 from vmm.testing.api import ApiConnection, Reply
+from vmm.testing.stall import Stalled
 
 STOP_GRACE_S = 60.0
 """How long an ended VMM may take before it is killed; a nested host is slow."""
@@ -86,7 +87,7 @@ class VmmProcess:
         """Wait for the VMM to end by itself and return its exit code. Raises: AssertionError."""
         with trio.move_on_after(seconds):
             return await self.process.wait()
-        raise AssertionError(f"The VMM still runs after {seconds} s\n{self.transcript()}")
+        raise Stalled(f"The VMM still runs after {seconds} s\n{self.transcript()}")
 
     async def type(self, text: str) -> None:
         """Type on the console that the VMM's stdin feeds."""
@@ -106,7 +107,7 @@ class VmmProcess:
                 await self._grown.wait()
             else:
                 return at + len(wanted)
-        raise AssertionError(f"{text!r} did not come within {seconds} s\n{self.transcript()}")
+        raise Stalled(f"{text!r} did not come within {seconds} s\n{self.transcript()}")
 
     async def api(self, method: str, name: str, body: object = None) -> Reply:
         """Send one request on a connection of its own."""
@@ -136,7 +137,7 @@ class VmmProcess:
                 if self.process.returncode is not None:
                     raise AssertionError(f"The VMM ended early\n{self.transcript()}")
                 await trio.sleep(0.01)
-        raise AssertionError(f"No API after {seconds} s\n{self.transcript()}")
+        raise Stalled(f"No API after {seconds} s\n{self.transcript()}")
 
     async def wait_for_state(self, state: str, seconds: float) -> None:
         """Wait until vm.info shows a state. Raises: AssertionError when it does not in time."""
@@ -145,7 +146,7 @@ class VmmProcess:
                 if (await self.info())["state"] == state:
                     return
                 await trio.sleep(0.05)  # The API has no call that waits for a state.
-        raise AssertionError(f"No state {state} within {seconds} s\n{self.transcript()}")
+        raise Stalled(f"No state {state} within {seconds} s\n{self.transcript()}")
 
     def events(self) -> list[str]:
         """The names of the events so far, as ``source:event``."""
