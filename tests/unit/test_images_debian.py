@@ -60,6 +60,19 @@ def test_fetch_from_unknown_suite_names_the_known() -> None:
         debian.fetch("tool", "woody")
 
 
+def test_fetch_whole_of_cached_package_runs_no_apt(tree: Path, cache: Path) -> None:
+    latest = cache / "packages" / "trixie-backports-whole" / "tool"
+    latest.parent.mkdir()
+    latest.symlink_to("../tool_1.0")
+    assert debian.fetch_whole("tool", "trixie-backports") == tree
+
+
+@pytest.mark.usefixtures("cache")
+def test_fetch_whole_from_a_suite_without_all_its_parts_names_the_known() -> None:
+    with pytest.raises(ImageError, match="Nothing whole comes from 'sid'; known is trixie-backp"):
+        debian.fetch_whole("tool", "sid")
+
+
 def test_depends_is_the_first_of_each_alternative(tree: Path) -> None:
     assert debian.depends(tree) == ["linux-image-6.12.95-cloud-amd64", "kmod", "linux-base"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tools.images.cache import ImageError
 from tools.images.firmware import cloudhv
 from tools.images.initramfs import VARIANTS, initramfs
 from tools.images.kernels import RELEASES, Kernel, kernel
-from tools.images.qemu import qemu10
+from tools.images.qemu import emulator
 from tools.images.rootdisk import root_disk
 
 # What the tests and the demonstration boot.
@@ -53,14 +54,15 @@ def _make(args: argparse.Namespace) -> list[Path]:
     if args.kind == "firmware":
         return [cloudhv(newest=args.newest)]
     if args.kind == "qemu":
-        return [qemu10(newest=args.newest).binary]
+        print(shlex.join(emulator(newest=args.newest).command))
+        return []
     if args.kind == "root-disk":
         return [root_disk()]
     if args.kind == "all":
         kernels = [kernel(release, newest=args.newest) for release in _ALL_KERNELS]
         images = [path for each in kernels for path in _kernel_and_initramfs(each)]
-        firmware, qemu = cloudhv(newest=args.newest), qemu10(newest=args.newest).binary
-        return [*images, firmware, qemu, root_disk()]
+        emulator(newest=args.newest)
+        return [*images, cloudhv(newest=args.newest), root_disk()]
     one = kernel(args.release, newest=args.newest)
     if args.kind == "initramfs":
         return [initramfs(one, args.variant)]

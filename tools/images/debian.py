@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.images.cache import ImageError, cache_dir, exclusive, make_tree
@@ -24,6 +25,9 @@ _PARTS = {
     "trixie-backports": ("trixie-backports",),
     "sid": ("sid",),
 }
+
+_WHOLE_PARTS = {"trixie-backports": (*_PARTS["trixie"], "trixie-backports")}
+"""Where a package of a suite and all that it depends on comes from."""
 
 _INDEX_FRESH_S = 15 * 60
 
@@ -66,12 +70,35 @@ def fetch(package: str, suite: str, *, newest: bool = False) -> Path:
         return latest.resolve()
     with exclusive("packages"):
         if newest or not latest.exists():
-            apt = _Apt(suite)
+            apt = _Apt(suite, _PARTS[suite])
             version = apt.version_of(package)
             # A colon (the epoch) would break search paths such as QEMU_MODULE_DIR or PATH.
             name = f"{package}_{version.replace(':', '.')}"
             make_tree(packages / name, lambda tree: apt.unpack(package, version, tree))
             _point(latest, packages / name)
+        return latest.resolve()
+
+
+def fetch_whole(package: str, suite: str, *, newest: bool = False) -> Path:
+    """Return a directory with ``package`` of ``suite`` and everything it needs, C library included.
+
+    All of it is unpacked over each other, as on an installed system, but no package's own script
+    has run. The package's ``DEBIAN/control`` is in there. Raises: as ``fetch``.
+    """
+    if suite not in _WHOLE_PARTS:
+        raise ImageError(f"Nothing whole comes from {suite!r}; known is {', '.join(_WHOLE_PARTS)}.")
+    packages = cache_dir() / "packages"
+    name = f"{suite}-whole"
+    latest = packages / name / package
+    if latest.exists() and not newest:
+        return latest.resolve()
+    with exclusive("packages"):
+        if newest or not latest.exists():
+            apt = _Apt(name, _WHOLE_PARTS[suite], target=suite)
+            version = apt.version_of(package)
+            tree = packages / f"{package}-whole_{version.replace(':', '.')}"
+            make_tree(tree, lambda tree: apt.unpack_whole(package, version, tree))
+            _point(latest, tree)
         return latest.resolve()
 
 
@@ -106,10 +133,15 @@ def _point(link: Path, target: Path) -> None:
 
 
 class _Apt:
-    """A private apt whose only source is one suite."""
+    """A private apt whose only sources are the parts of one suite.
 
-    def __init__(self, suite: str) -> None:
+    ``target`` is the part that is preferred where several have a package.
+    """
+
+    def __init__(self, suite: str, parts: Sequence[str], target: str = "") -> None:
         self._suite = suite
+        self._parts = parts
+        self._target = target
         self._state = cache_dir() / "apt" / suite
         self._conf = self._state / "apt.conf"
         self._write_state()
@@ -140,15 +172,37 @@ class _Apt:
             where=tree.parent,
         )
         (archive,) = tree.parent.glob(f"{package}_*.deb")
-        self._run("dpkg-deb", "-x", str(archive), str(tree), why=f"{archive.name} did not unpack")
-        self._run(
-            "dpkg-deb",
-            "-e",
-            str(archive),
-            str(tree / "DEBIAN"),
-            why=f"{archive.name} did not unpack",
-        )
+        self._unpack(archive, tree)
+        self._unpack_control(archive, tree)
         archive.unlink()
+
+    def unpack_whole(self, package: str, version: str, tree: Path) -> None:
+        """Download one version of ``package`` with what it depends on and unpack it all."""
+        archives = tree.parent / "archives"
+        (archives / "partial").mkdir(parents=True)
+        self._run(
+            "apt-get",
+            "install",
+            "--download-only",
+            "--yes",
+            "-qq",
+            "--no-install-recommends",
+            "-o",
+            f"Dir::Cache::archives={archives}",
+            f"{package}={version}",
+            why=f"{package} {version} was not downloaded",
+        )
+        for archive in sorted(archives.glob("*.deb")):
+            self._unpack(archive, tree)
+            if archive.name.startswith(f"{package}_"):
+                self._unpack_control(archive, tree)
+
+    def _unpack(self, archive: Path, tree: Path) -> None:
+        self._run("dpkg-deb", "-x", str(archive), str(tree), why=f"{archive.name} did not unpack")
+
+    def _unpack_control(self, archive: Path, tree: Path) -> None:
+        control = str(tree / "DEBIAN")
+        self._run("dpkg-deb", "-e", str(archive), control, why=f"{archive.name} did not unpack")
 
     def _update(self) -> None:
         """Fetch the index unless it is fresh: packages fetched together then match each other."""
@@ -162,9 +216,12 @@ class _Apt:
         for part in ("lists/partial", "cache/archives/partial", "sources"):
             (self._state / part).mkdir(parents=True, exist_ok=True)
         (self._state / "status").touch()
-        self._conf.write_text(_APT_CONF.format(state=self._state))
+        conf = _APT_CONF.format(state=self._state)
+        if self._target:
+            conf += f'APT::Default-Release "{self._target}";\n'
+        self._conf.write_text(conf)
         machine = machine_sources()
-        sources = [source_for(part, machine) for part in _PARTS[self._suite]]
+        sources = [source_for(part, machine) for part in self._parts]
         stanzas = [to_deb822(source) for source in sources if source is not None]
         (self._state / "sources" / "debian.sources").write_text("\n".join(stanzas))
 

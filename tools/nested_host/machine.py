@@ -9,7 +9,7 @@ from typing import Final
 
 from tools.images.cache import cache_dir
 from tools.images.kernels import Kernel, kernel
-from tools.images.qemu import Qemu, qemu10
+from tools.images.qemu import Qemu, emulator
 from tools.nested_host.root_image import RootImage, root_image
 
 CPUS: Final = 2
@@ -40,7 +40,6 @@ class Machine:
             for word in ("-device", f"pcie-root-port,id=rp{index},slot={index},chassis={index}")
         ]
         return [
-            *self.qemu.args,
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi",
             "-cpu", "max,+svm,+npt", "-smp", str(CPUS), "-m", f"{MEMORY_MIB}M", "-object", memory,
@@ -57,7 +56,7 @@ class Machine:
     def command(self, serial_log: Path, agent_fd: int, monitor_fd: int) -> list[str]:
         """Return QEMU's whole command line; the descriptors are connected sockets."""
         return [
-            str(self.qemu.binary), *self.arguments(),
+            *self.qemu.command, *self.arguments(),
             "-chardev", f"socket,id=agent,fd={agent_fd}",
             "-chardev", f"socket,id=monitor,fd={monitor_fd}",
             "-mon", "chardev=monitor,mode=control",
@@ -82,4 +81,4 @@ def machine() -> Machine:
     Raises: NestedHostError or ImageError: a part could not be had (host).
     """
     stock = kernel("6.12-cloud")
-    return Machine(qemu10(), stock, root_image(stock))
+    return Machine(emulator(), stock, root_image(stock))

@@ -128,9 +128,7 @@ class VmmProcess:
         with trio.move_on_after(seconds):
             while True:
                 # There is nothing to wait on before the socket is there and listens.
-                with suppress(
-                    FileNotFoundError, ConnectionRefusedError, trio.BrokenResourceError
-                ):
+                with suppress(FileNotFoundError, ConnectionRefusedError, trio.BrokenResourceError):
                     reply = await self.api("GET", "vmm.ping")
                     assert reply.status == 200
                     return
