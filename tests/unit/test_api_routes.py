@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.api_fixture import ABOUT, FakeOwner, serving
-from vmm.api.app import ROUTES
 from vmm.api.errors import BODY_LIMIT
+from vmm.api.paths import ROUTES
 from vmm.api.routes import Route
 from vmm.config.vm import VmConfig
 from vmm.errors import (

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from vmm.config.balloon import BalloonConfig
 from vmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig
-from vmm.config.cpus import CoreScheduling, CpuAffinity, CpuFeatures, CpusConfig, CpuTopology
+from vmm.config.cpus import CoreSchedulingMode, CpuAffinity, CpuFeatures, CpusConfig, CpuTopology
 from vmm.config.device import DeviceConfig, UserDeviceConfig, VdpaConfig
 from vmm.config.disk import DiskConfig, ImageType, LockGranularity, VirtQueueAffinity
 from vmm.config.fs import FsConfig
@@ -223,7 +223,7 @@ def test_defaults_of_absent_sections_are_valid() -> None:
 
 ENUMERATIONS = [
     (VmState, ["Created", "Running", "Shutdown", "Paused"]),
-    (CoreScheduling, ["Vm", "Vcpu", "Off"]),
+    (CoreSchedulingMode, ["Vm", "Vcpu", "Off"]),
     (ImageType, ["FixedVhd", "Qcow2", "Raw", "Vhdx", "Unknown", "FlatVmdk"]),
     (LockGranularity, ["ByteRange", "Full"]),
     (ConsoleMode, ["Off", "Pty", "Tty", "File", "Socket", "Null"]),

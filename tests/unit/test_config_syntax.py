@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmm.config.balloon import BalloonConfig
-from vmm.config.cpus import CoreScheduling, CpuAffinity, CpusConfig, CpuTopology
+from vmm.config.cpus import CoreSchedulingMode, CpuAffinity, CpusConfig, CpuTopology
 from vmm.config.disk import DiskConfig, ImageType, LockGranularity
 from vmm.config.memory import HotplugMethod, MemoryConfig
 from vmm.config.model import ConfigModel
@@ -267,7 +267,7 @@ def test_parse_max_without_a_value_follows_boot() -> None:
 
 
 def test_parse_words_of_enumerations() -> None:
-    assert parse_option(CpusConfig, "core_scheduling=off").core_scheduling is CoreScheduling.OFF
+    assert parse_option(CpusConfig, "core_scheduling=off").core_scheduling is CoreSchedulingMode.OFF
     assert parse_option(CpusConfig, "profile=host").profile == "Host"
     memory = parse_option(MemoryConfig, "hotplug_method=virtio-mem")
     assert memory.hotplug_method is HotplugMethod.VIRTIO_MEM

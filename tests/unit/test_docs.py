@@ -13,7 +13,7 @@ from tools import layers
 from tools.images.__main__ import _parser as images_parser
 from tools.nested_host.cli import parser as nested_host_parser
 from vmm.api import absent
-from vmm.api.app import ROUTES
+from vmm.api.paths import ROUTES
 from vmm.cli import ABSENT_OPTIONS, Invocation, parse
 from vmm.config.document import parse_document
 from vmm.machine.supported import SECTIONS

@@ -11,17 +11,16 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from vmm.api import absent, devices, inspect, lifecycle, vmm
 from vmm.api.errors import BODY_LIMIT, action_failed, array_response, request_failed
+from vmm.api.openapi import PREFIX, document
+from vmm.api.paths import ROUTES
 from vmm.api.routes import BodyError, Route, Service
+from vmm.config.model import plain
 from vmm.errors import VmmError
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "/api/v1"
-ROUTES: tuple[Route, ...] = (
-    vmm.ROUTES + lifecycle.ROUTES + inspect.ROUTES + devices.ROUTES + absent.ROUTES
-)
+DOCUMENT_PATH = "/openapi.json"
 
 
 def create_app(service: Service) -> QuartTrio:
@@ -42,6 +41,13 @@ def create_app(service: Service) -> QuartTrio:
             methods=[route.method],
             provide_automatic_options=False,
         )
+    app.add_url_rule(
+        PREFIX + DOCUMENT_PATH,
+        endpoint=DOCUMENT_PATH,
+        view_func=_show_document,
+        methods=["GET"],
+        provide_automatic_options=False,
+    )
     app.register_error_handler(HTTPException, request_failed)
     return app
 
@@ -61,9 +67,15 @@ def _view(route: Route, service: Service) -> Callable[[], Awaitable[Response]]:
     return view
 
 
+async def _show_document() -> Response:
+    return _succeeded(document())
+
+
 def _succeeded(answer: object) -> Response:
     if answer is None:
         response = Response(b"", HTTPStatus.NO_CONTENT)
         response.headers.clear()  # RFC 9110, 8.6: a 204 has no Content-Length.
         return response
-    return Response(json.dumps(answer, separators=(",", ":")), content_type="application/json")
+    return Response(
+        json.dumps(plain(answer), separators=(",", ":")), content_type="application/json"
+    )

@@ -1,7 +1,4 @@
-"""What an error becomes on the wire: a status and a JSON array of strings.
-
-docs/decisions/0003-status-codes.md says why each status is what it is.
-"""
+"""What an error becomes on the wire: a status and a JSON array of strings."""
 
 from __future__ import annotations
 
@@ -18,37 +15,11 @@ from werkzeug.exceptions import (
     RequestEntityTooLarge,
 )
 
-from vmm.errors import (
-    ConfigError,
-    DuplicateError,
-    NotCreatedError,
-    NotFoundError,
-    StateError,
-    UnsupportedError,
-    VmmError,
-    chain,
-)
+from vmm.api.statuses import status_of
+from vmm.errors import VmmError, chain
 
 BODY_LIMIT = 4 << 20
 """Bytes of a request's body."""
-
-STATUSES: dict[type[BaseException], HTTPStatus] = {
-    ConfigError: HTTPStatus.BAD_REQUEST,
-    DuplicateError: HTTPStatus.CONFLICT,
-    UnsupportedError: HTTPStatus.NOT_IMPLEMENTED,
-    NotCreatedError: HTTPStatus.NOT_FOUND,
-    NotFoundError: HTTPStatus.NOT_FOUND,
-    StateError: HTTPStatus.METHOD_NOT_ALLOWED,
-}
-"""The caller's faults. A route declares which of them it answers; every other error is a 500."""
-
-
-def status_of(error: VmmError, declared: Collection[type[VmmError]]) -> HTTPStatus:
-    """The status of the error's nearest class that the route declares."""
-    for kind in type(error).__mro__:
-        if kind in declared:
-            return STATUSES[kind]
-    return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def action_failed(action: str, error: VmmError, declared: Collection[type[VmmError]]) -> Response:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from vmm.api.routes import Answer, Service, get
+from vmm.api.routes import Service, get
+from vmm.config.info import VmCounters, VmInfo
 from vmm.errors import NotCreatedError, StateError
 
 
 @get("/vm.info", "The VM info is not available", NotCreatedError)
-async def info(service: Service) -> Answer:
+async def info(service: Service) -> VmInfo:
     """Describe the VM: its configuration, state, memory and devices."""
-    return service.owner.info().to_json()
+    return service.owner.info()
 
 
 @get("/vm.counters", "The VM info is not available", NotCreatedError, StateError)
-async def counters(service: Service) -> Answer:
+async def counters(service: Service) -> VmCounters:
     """Count what the devices did."""
     return service.owner.counters()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, get_type_hints
 
 from vmm.config.document import parse_document
 from vmm.config.info import VmInfo, VmmPingResponse
@@ -14,7 +14,7 @@ from vmm.errors import ConfigError, VmmError
 if TYPE_CHECKING:
     from vmm.machine.commands import Command
 
-Answer = Mapping[str, object] | None
+Answer = ConfigModel | Mapping[str, object] | None
 """What a handler returns: the object of a 200, or nothing for a 204."""
 
 Model = TypeVar("Model", bound=ConfigModel)
@@ -49,7 +49,8 @@ class Route:
     """One documented request.
 
     ``action`` says what did not happen when it fails; ``errors`` are the caller's faults that it
-    answers with their own status; ``model`` is None where a body is refused.
+    answers with their own status; ``model`` is None where a body is refused. ``answer`` is the type
+    of what it answers, and ``summary`` what the served document says of it.
     """
 
     path: str
@@ -57,6 +58,8 @@ class Route:
     action: str
     errors: frozenset[type[VmmError]]
     model: type[ConfigModel] | None
+    answer: object
+    summary: str
     call: Callable[[Service, bytes], Awaitable[Answer]]
 
 
@@ -84,7 +87,8 @@ def put_model(
             return await handler(service, _parse(path, model, body))
 
         # A body that parses can still be refused for what it says.
-        return Route(path, "PUT", action, frozenset({ConfigError, *errors}), model, call)
+        faults: frozenset[type[VmmError]] = frozenset({ConfigError, *errors})
+        return Route(path, "PUT", action, faults, model, *_described(handler), call)
 
     return declare
 
@@ -98,9 +102,15 @@ def _plain(
                 raise BodyError("Bad Request", f"{path} takes no body: send none")
             return await handler(service)
 
-        return Route(path, method, action, frozenset(errors), None, call)
+        return Route(path, method, action, frozenset(errors), None, *_described(handler), call)
 
     return declare
+
+
+def _described(handler: Callable[..., object]) -> tuple[object, str]:
+    """What a handler says of itself: the type that it returns, and its docstring's first line."""
+    summary = (handler.__doc__ or "").partition("\n")[0]
+    return get_type_hints(handler)["return"], summary
 
 
 def _parse(path: str, model: type[Model], body: bytes) -> Model:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from vmm.api.routes import Answer, Service, get, put
+from vmm.api.routes import Service, get, put
+from vmm.config.info import VmmPingResponse
 from vmm.machine.commands import ShutdownVmm
 
 
 @get("/vmm.ping", "The VMM could not answer")
-async def ping(service: Service) -> Answer:
+async def ping(service: Service) -> VmmPingResponse:
     """Say that the API is there, and of which program."""
-    return service.about.to_json()
+    return service.about
 
 
 @put("/vmm.shutdown", "The VMM could not shutdown")

@@ -13,7 +13,7 @@ DEFAULT_VCPUS: Final = 1
 DEFAULT_MAX_PHYS_BITS: Final = 46
 
 
-class CoreScheduling(StrEnum):
+class CoreSchedulingMode(StrEnum):
     """Which vCPUs may share a physical core with others."""
 
     VM = "Vm"
@@ -64,5 +64,5 @@ class CpusConfig(ConfigModel):
     features: Annotated[CpuFeatures, Cli(values=Names)] = Field(
         default_factory=CpuFeatures.model_construct
     )
-    core_scheduling: Choice[CoreScheduling] = CoreScheduling.VM
+    core_scheduling: Choice[CoreSchedulingMode] = CoreSchedulingMode.VM
     profile: Choice[CpuProfile] = CpuProfile.HOST
