@@ -55,6 +55,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.disks": 5,
     "vmm.machine.nets": 5,
     "vmm.machine.plug": 5,
+    "vmm.machine.pmems": 5,
     "vmm.machine.sections": 5,
     "vmm.machine.small_devices": 5,
     "vmm.snapshot": 5,

@@ -105,6 +105,12 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
         "Invalid rate-limiter group",
     ),
     (
+        {"pmem": [{"file": "/p"}, {"file": "/p", "size": 0}]},
+        "pmem[1].size (--pmem size=) is 0",
+        "must be a positive multiple of 2097152 bytes; round it up",
+    ),
+    ({"pmem": [{"file": "/p", "size": 3 << 20}]}, "pmem[0].size", "is 3145728"),
+    (
         {"rate_limit_groups": [{"id": "", "rate_limiter_config": LIMITER}]},
         "rate_limit_groups[0].id (--rate-limit-group id=)",
         "Invalid rate-limiter group",

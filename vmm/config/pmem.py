@@ -1,9 +1,12 @@
 """``PmemConfig``: a file of the host as persistent memory."""
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from vmm.config.pci import PciDevice
-from vmm.config.units import ByteSize, HostPath
+from vmm.config.units import MIB, ByteSize, HostPath
+
+ALIGNMENT_BYTES: Final = 2 * MIB
+"""What its size is a multiple of, and its address: a large page of the guest's."""
 
 
 class PmemConfig(PciDevice):

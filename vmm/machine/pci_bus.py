@@ -8,6 +8,8 @@ until it does.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.boot import layout
@@ -78,6 +80,19 @@ class PciBus:
         window = BarWindow(self, self._spaces, home, size, follower)
         self._windows.append(window)
         return window
+
+    @contextmanager
+    def room(self, size: int, alignment: int) -> Iterator[int]:
+        """Take addresses of 64 bits for memory that is no BAR, until the scope is left.
+
+        Units: bytes. Raises: ConfigError when there is no room.
+        """
+        address = self._areas[BarKind.MEMORY64].allocate(size, alignment)
+        try:
+            yield address
+        finally:
+            self.give_back(address)
+            self.settle()
 
     def take(self, address: int, size: int) -> bool:
         """Take a range that a guest chose; whether it was free."""

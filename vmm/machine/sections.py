@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
     from vmm.config.disk import DiskConfig
     from vmm.config.net import NetConfig
+    from vmm.config.pmem import PmemConfig
     from vmm.config.rng import RngConfig
     from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import GuestMemoryMap
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
+    from vmm.machine.device_memory import DeviceMemory
     from vmm.machine.disks import DiskPool
     from vmm.machine.memory import GuestMemory
     from vmm.pci.bar import Bar
@@ -48,11 +50,13 @@ class Events(Protocol):
 class Board(NamedTuple):
     """What of the machine a device may be given when it is opened.
 
-    ``memory_map`` is the same memory for device code in C, ``disk_pool`` what disks share.
+    ``memory_map`` is the same memory for device code in C, ``device_memory`` where devices put
+    memory of their own, ``disk_pool`` what disks share.
     """
 
     memory: GuestMemory
     memory_map: GuestMemoryMap
+    device_memory: DeviceMemory
     consoles: Consoles
     lifecycle: Lifecycle
     events: Events
@@ -143,6 +147,15 @@ async def open_net(config: NetConfig, id: str, board: Board) -> AsyncIterator[Vi
         yield device
 
 
+@asynccontextmanager
+async def open_pmem(config: PmemConfig, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+    """The persistent memory over its file. Raises: ConfigError (caller), HostError."""
+    from vmm.machine import pmems  # Only now: a VM without persistent memory starts sooner.
+
+    with pmems.open_pmem(config, id, board.device_memory) as device:
+        yield device
+
+
 def _console(config: VmConfig) -> tuple[PciSlot, ...]:
     return () if config.console.mode == "Off" else (config.console,)
 
@@ -171,6 +184,7 @@ SECTIONS: tuple[Section, ...] = (
     ),
     Section("net", "_net", lambda config: config.net or (), open_net, is_list=True),
     Section("rng", "__rng", lambda config: (config.rng,), open_rng),
+    Section("pmem", "_pmem", lambda config: config.pmem or (), open_pmem, is_list=True),
     Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
     Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),
     Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),

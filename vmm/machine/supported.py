@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 SECTIONS = {
     "fs": "--fs",
     "generic_vhost_user": "--generic-vhost-user",
-    "pmem": "--pmem",
     "devices": "--device",
     "user_devices": "--user-device",
     "vdpa": "--vdpa",

@@ -34,6 +34,7 @@ from vmm.kvm_cffi import (
 )
 from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
+from vmm.machine.device_memory import DeviceMemory
 from vmm.machine.devices import Devices
 from vmm.machine.interrupts import IOAPIC_PINS
 from vmm.machine.memory import GuestMemory
@@ -233,7 +234,11 @@ async def open_machine(
         vcpus = stack.enter_context(processors.create(vm, cpus, entry))
         memory_map = GuestMemoryMap((each.gpa, each.size, each.hva) for each in memory.regions)
         pool = _disk_pool(config)
-        board = Board(memory, memory_map, consoles, lifecycle, events or EventSink(), pool)
+        # One slot after those of RAM is that of PCI configuration space.
+        device_memory = DeviceMemory(vm, chipset.buses, first_slot=len(memory.regions) + 1)
+        board = Board(
+            memory, memory_map, device_memory, consoles, lifecycle, events or EventSink(), pool
+        )
         machine = VirtualMachine(vm, memory, chipset, board)
         tasks = list(_vcpu_tasks(stack, vcpus, router, machine, chipset.spaces, config.cpus))
         async with trio.open_nursery() as nursery:

@@ -139,7 +139,6 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], object]] = {
         ("socket=/s,device_type=26,queue_sizes=[64]",),
         [{"socket": "/s", "device_type": 26, "queue_sizes": [64]}],
     ),
-    "pmem": (("file=/f,size=2M",), [{"file": "/f", "size": 2 * MIB}]),
     "devices": (("path=/sys/d",), [{"path": "/sys/d"}]),
     "user_devices": (("socket=/s",), [{"socket": "/s"}]),
     "vdpa": (("path=/d",), [{"path": "/d", "num_queues": 1}]),

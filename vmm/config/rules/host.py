@@ -1,9 +1,10 @@
-"""Rules for what is taken from the host: VFIO devices, rate limit groups, Landlock rules."""
+"""Rules for what is taken from the host: VFIO devices, files as memory, rate limits, Landlock."""
 
 from collections.abc import Callable, Iterator
 
 from vmm.config.device import DeviceConfig
 from vmm.config.platform import PlatformConfig
+from vmm.config.pmem import ALIGNMENT_BYTES
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
 
@@ -15,6 +16,7 @@ def problems(config: VmConfig, path_exists: Callable[[str], bool] | None) -> Ite
     """Yield what is wrong with what the host lends."""
     yield from _rate_limit_groups(config)
     yield from _devices(config)
+    yield from _pmem(config)
     yield from _landlock(config, path_exists)
 
 
@@ -70,6 +72,16 @@ def _device(path: str, device: DeviceConfig, platform: PlatformConfig) -> Iterat
         if bar > LAST_BAR:
             yield Problem(
                 f"{at(path, device, 'x_exclude_mmap_bars')} has {bar}; BARs are 0 to {LAST_BAR}"
+            )
+
+
+def _pmem(config: VmConfig) -> Iterator[Problem]:
+    for index, pmem in enumerate(config.pmem or ()):
+        size = pmem.size
+        if size is not None and (size == 0 or size % ALIGNMENT_BYTES):
+            yield Problem(
+                f"{at(f'pmem[{index}]', pmem, 'size')} is {size}: the size of persistent memory "
+                f"must be a positive multiple of {ALIGNMENT_BYTES} bytes; round it up"
             )
 
 

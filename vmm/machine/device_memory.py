@@ -1,0 +1,49 @@
+"""Memory of devices that the guest uses like RAM, such as a file as persistent memory.
+
+It lies outside RAM in the 64-bit device area of a PCI segment, each piece in a KVM slot of its own.
+No device may use it for its transfers: it is not part of ``GuestMemory``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmm.kvm_cffi import Vm
+    from vmm.machine.pci_bus import PciBus
+
+
+class DeviceMemory:
+    """The pieces of one machine; ``first_slot`` and all above it are free KVM slots."""
+
+    def __init__(self, vm: Vm, buses: Sequence[PciBus], first_slot: int) -> None:
+        self._vm = vm
+        self._buses = buses
+        self._first_slot = first_slot
+        self._taken: set[int] = set()
+
+    @contextmanager
+    def shown(self, hva: int, size: int, *, segment: int, alignment: int) -> Iterator[int]:
+        """Show memory of this process to the guest, until the scope is left; where it is there.
+
+        Units: bytes. Raises: ConfigError (caller) when there is no room, HostError.
+        """
+        with self._buses[segment].room(size, alignment) as gpa, self._slot() as slot:
+            self._vm.set_user_memory_region(slot, gpa, size, hva)
+            try:
+                yield gpa
+            finally:
+                self._vm.set_user_memory_region(slot, gpa, 0, hva)
+
+    @contextmanager
+    def _slot(self) -> Iterator[int]:
+        slot = self._first_slot
+        while slot in self._taken:
+            slot += 1
+        self._taken.add(slot)
+        try:
+            yield slot
+        finally:
+            self._taken.remove(slot)
