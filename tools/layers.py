@@ -53,6 +53,8 @@ LAYERS: dict[str, int] = {
     "vmm.machine.consoles": 5,
     "vmm.machine.devices": 5,
     "vmm.machine.disks": 5,
+    "vmm.machine.hotplug": 5,
+    "vmm.machine.mailbox": 5,
     "vmm.machine.nets": 5,
     "vmm.machine.plug": 5,
     "vmm.machine.pmems": 5,

@@ -94,6 +94,7 @@ def machines(draw: st.DrawFn) -> Machine:
         boot_vcpus=draw(st.integers(1, vcpus)),
         segments=segments,
         ged_address=draw(st.integers(1 << 8, 1 << 34)) << 12,
+        pci_hotplug_address=draw(st.integers(1 << 8, 1 << 34)) << 12,
         has_serial=draw(st.booleans()),
         has_pm1_blocks=draw(st.booleans()),
     )

@@ -13,7 +13,7 @@ import trio
 
 from vmm.api.server import serve
 from vmm.api.socket import open_api_socket
-from vmm.config.info import VmInfo, VmmPingResponse, VmState
+from vmm.config.info import PciDeviceInfo, VmInfo, VmmPingResponse, VmState
 from vmm.config.vm import VmConfig
 from vmm.errors import VmmError
 from vmm.machine.commands import Command
@@ -25,19 +25,24 @@ PATIENCE_S = 10
 
 @dataclass
 class FakeOwner:
-    """Takes every command; fails with ``error``, and not before ``gate`` opens, if they are set."""
+    """Takes every command; fails with ``error``, and not before ``gate`` opens, if they are set.
+
+    What it gives for one is ``place``.
+    """
 
     error: VmmError | None = None
     gate: trio.Event | None = None
+    place: PciDeviceInfo | None = None
     commands: list[Command] = field(default_factory=list)
     asked: trio.Event = field(default_factory=trio.Event)
 
-    async def submit(self, command: Command) -> None:
+    async def submit(self, command: Command) -> PciDeviceInfo | None:
         self.commands.append(command)
         self.asked.set()
         if self.gate is not None:
             await self.gate.wait()
         self._fail()
+        return self.place
 
     def info(self) -> VmInfo:
         self._fail()

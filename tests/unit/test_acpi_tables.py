@@ -16,7 +16,8 @@ from vmm.acpi.tables import LIMIT_ADDRESS, RSDP_ADDRESS, build
 from vmm.errors import ConfigError
 from vmm.pci.allocator import Span
 
-GED_ADDRESS = 0x3FFF_FFFE_F000
+GED_ADDRESS = 0x3FFF_FFFE_D000
+PCI_HOTPLUG_ADDRESS = 0x3FFF_FFFE_F000
 GIB = 1 << 30
 
 SEGMENT_0 = PciSegment(
@@ -36,6 +37,7 @@ MACHINE = Machine(
     boot_vcpus=2,
     segments=(SEGMENT_0, SEGMENT_10),
     ged_address=GED_ADDRESS,
+    pci_hotplug_address=PCI_HOTPLUG_ADDRESS,
 )
 
 
@@ -175,6 +177,12 @@ def test_build_with_the_most_vcpus_stays_below_smbios() -> None:
     assert RSDP_ADDRESS + len(block) <= LIMIT_ADDRESS
 
 
+def test_build_with_the_most_segments_stays_below_smbios() -> None:
+    block = build(replace(MACHINE, segments=(SEGMENT_0,) * 96, apic_ids=tuple(range(4096))))
+
+    assert RSDP_ADDRESS + len(block) <= LIMIT_ADDRESS
+
+
 def test_build_with_more_than_fits_is_refused_with_the_limit() -> None:
     with pytest.raises(ConfigError, match="of the 327680 there are"):
         build(replace(MACHINE, apic_ids=tuple(range(20480))))
@@ -223,6 +231,15 @@ def test_dsdt_disassembled_names_what_the_guest_needs(tmp_path: Path) -> None:
     words = " ".join(text.split())
     assert r"If ((Local0 & 0x08)) { Notify (\_SB.PWRB, 0x80)" in words
     assert "Package (0x04) { 0x0009FFFF, Zero, Zero, 0x06 }" in words
+    assert r"If ((Local0 & 0x04)) { \_SB.PHPR.PSCN () }" in words
+    assert "If ((Arg0 & 0x80000000)) { Notify (S031, Arg1) }" in words
+    assert words.count("Device (S000)") == 1, "the host bridge's slot is none to eject from"
+    scanned = (
+        r"Acquire (\_SB.PHPR.BLCK, 0xFFFF) \_SB.PHPR.PSEG = 0x0A "
+        r"DVNT (\_SB.PHPR.PCIU, One) DVNT (\_SB.PHPR.PCID, 0x03) Release (\_SB.PHPR.BLCK)"
+    )
+    assert scanned in words
+    assert r"Method (PCEJ, 1, NotSerialized) { \_SB.PHPR.PCEJ (Arg0, 0x0A) }" in words
     for expected in (
         "Device (PC00)",
         "Device (PC0A)",
@@ -230,9 +247,12 @@ def test_dsdt_disassembled_names_what_the_guest_needs(tmp_path: Path) -> None:
         "Device (MBRD)",
         "Device (COM1)",
         "Device (PWRB)",
+        "Device (PHPR)",
+        r"\_SB.PC0A.PCNT ()",
+        "OperationRegion (PCST, SystemMemory, 0x00003FFFFFFEF000, 0x10)",
         "Device (GEC)",
         "Device (GED)",
-        "OperationRegion (GDST, SystemMemory, 0x00003FFFFFFEF000, One)",
+        "OperationRegion (GDST, SystemMemory, 0x00003FFFFFFED000, One)",
         r"\_SB.GEC.ESCN ()",
         r"Name (\_S5, Package (0x04)",
         'ToUUID ("e5c937d0-3553-4d7a-9117-ea4d19c3434d")',

@@ -11,6 +11,8 @@ from tests.unit.api_fixture import ABOUT, FakeOwner, serving
 from vmm.api.errors import BODY_LIMIT
 from vmm.api.paths import ROUTES
 from vmm.api.routes import Route
+from vmm.config.info import PciDeviceInfo
+from vmm.config.pci import PciSlot
 from vmm.config.vm import VmConfig
 from vmm.errors import (
     ConfigError,
@@ -44,16 +46,6 @@ COMMANDS: dict[str, Command] = {
 DOCUMENTED_AND_ABSENT = {
     "/vm.resize",
     "/vm.resize-zone",
-    "/vm.add-device",
-    "/vm.add-disk",
-    "/vm.add-fs",
-    "/vm.add-generic-vhost-user",
-    "/vm.add-net",
-    "/vm.add-pmem",
-    "/vm.add-user-device",
-    "/vm.add-vdpa",
-    "/vm.add-vsock",
-    "/vm.remove-device",
     "/vm.snapshot",
     "/vm.restore",
     "/vm.coredump",
@@ -80,7 +72,27 @@ SILENT_GUEST = GuestError("The guest broke its promise")
 NO_DEVICE = HostError("open", 2, path="/dev/kvm", hint="load the kvm module")
 
 
-BODIES = {"/vm.create": CONFIG, "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}'}
+ADDED: dict[str, tuple[str, dict[str, object]]] = {
+    "/vm.add-device": ("devices", {"path": "/sys/bus/pci/devices/0000:01:00.0"}),
+    "/vm.add-disk": ("disks", {"path": "/disk.raw", "id": "data"}),
+    "/vm.add-fs": ("fs", {"tag": "shared", "socket": "/fs.sock"}),
+    "/vm.add-generic-vhost-user": (
+        "generic_vhost_user",
+        {"socket": "/s", "queue_sizes": [64], "device_type": 26},
+    ),
+    "/vm.add-net": ("net", {"tap": "tap0"}),
+    "/vm.add-pmem": ("pmem", {"file": "/pmem.raw"}),
+    "/vm.add-user-device": ("user_devices", {"socket": "/user.sock"}),
+    "/vm.add-vdpa": ("vdpa", {"path": "/dev/vhost-vdpa-0"}),
+    "/vm.add-vsock": ("vsock", {"cid": 3, "socket": "/vsock.sock"}),
+}
+"""Of each request that adds a device: the section, and a body."""
+BODIES = {
+    "/vm.create": CONFIG,
+    "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}',
+    "/vm.remove-device": b'{"id": "data"}',
+    **{path: json.dumps(body).encode() for path, (_, body) in ADDED.items()},
+}
 
 
 def body_for(route: Route) -> bytes | None:
@@ -113,6 +125,34 @@ async def test_resize_disk_gives_name_and_size_to_the_owner(tmp_path: Path) -> N
 
     assert answer.status_code == 204
     assert owner.commands == [commands.ResizeDisk("root", 1 << 20)]
+
+
+@pytest.mark.parametrize("path", ADDED)
+async def test_added_device_goes_to_its_section_and_answers_with_its_place(
+    path: str, tmp_path: Path
+) -> None:
+    owner = FakeOwner(place=PciDeviceInfo(id="data", bdf="0000:00:05.0"))
+    section, body = ADDED[path]
+    async with serving(owner, tmp_path) as api:
+        running = await api.ask("PUT", path, BODIES[path])
+        owner.place = None
+        created = await api.ask("PUT", path, BODIES[path])
+
+    assert (running.status_code, created.status_code, created.content) == (200, 204, b"")
+    assert running.json() == {"id": "data", "bdf": "0000:00:05.0"}
+    model = next(route.model for route in ROUTES if route.path == path)
+    assert model is not None
+    assert issubclass(model, PciSlot)
+    assert owner.commands == [commands.AddDevice(section, model.model_validate(body))] * 2
+
+
+async def test_remove_device_gives_its_name_to_the_owner(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.remove-device", BODIES["/vm.remove-device"])
+
+    assert answer.status_code == 204
+    assert owner.commands == [commands.RemoveDevice("data")]
 
 
 async def test_ping_says_which_program_answers(tmp_path: Path) -> None:

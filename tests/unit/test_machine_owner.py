@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
 
-from vmm.config.vm import VmConfig
-from vmm.console.null import NullBackend
-from vmm.errors import HostError, NotCreatedError, StateError, VmmError
-from vmm.machine.bus import Lifecycle
+from tests.unit.owner_fixture import CONFIG, running
+from vmm.config.disk import DiskConfig
+from vmm.errors import HostError, NotCreatedError, StateError
 from vmm.machine.commands import (
+    AddDevice,
     Boot,
     Command,
     Create,
@@ -21,140 +18,12 @@ from vmm.machine.commands import (
     Pause,
     PowerButton,
     Reboot,
+    RemoveDevice,
     ResizeDisk,
     Resume,
     Shutdown,
     ShutdownVmm,
 )
-from vmm.machine.consoles import Consoles
-from vmm.machine.owner import VmOwner
-
-CONFIG = VmConfig.model_validate({"payload": {"kernel": "/boot/vmlinuz"}})
-
-
-class RecordedEvents:
-    """An event sink that keeps the names."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def emit(self, source: str, event: str, properties: Mapping[str, str] | None = None) -> None:
-        self.names.append(event)
-
-
-class FakeMachine:
-    """A machine whose inside is a nursery with one task that may be told to fail."""
-
-    memory_actual_size = 512 << 20
-
-    def __init__(self, lifecycle: Lifecycle) -> None:
-        self.lifecycle = lifecycle
-        self.calls: list[str] = []
-        self.break_down = trio.Event()
-        self.pause_hangs = False
-
-    @property
-    def device_tree(self) -> dict[str, dict[str, object]]:
-        return {"__serial": {"id": "__serial", "resources": [], "children": []}}
-
-    @property
-    def counters(self) -> dict[str, dict[str, int]]:
-        return {}
-
-    def described_in(self, config: VmConfig) -> VmConfig:
-        return config
-
-    async def pause(self) -> None:
-        self.calls.append("pause")
-        if self.pause_hangs:
-            await trio.sleep_forever()
-
-    async def resume(self) -> None:
-        self.calls.append("resume")
-
-    def resize_disk(self, name: str, size: int) -> None:
-        self.calls.append(f"resize {name} to {size}")
-
-    def press_power_button(self) -> None:
-        self.calls.append("power button")
-
-    def inject_nmi(self) -> None:
-        self.calls.append("nmi")
-
-    async def run(self) -> None:
-        await self.break_down.wait()
-        raise HostError("KVM_RUN", 14)
-
-
-class Bench:
-    """A running owner and the machines it has built."""
-
-    def __init__(self, *, no_shutdown: bool = False) -> None:
-        self.events = RecordedEvents()
-        self.machines: list[FakeMachine] = []
-        self.open_now = 0
-        self.consoles_opened = 0
-        self.consoles_now = 0
-        self.boot_error: VmmError | None = None
-        self.while_opening: Callable[[], object] = lambda: None
-        self.owner = VmOwner(
-            events=self.events,
-            open_consoles=self._open_consoles,
-            open_machine=self._open_machine,
-            no_shutdown=no_shutdown,
-        )
-        self.ended = trio.Event()
-
-    @property
-    def machine(self) -> FakeMachine:
-        return self.machines[-1]
-
-    async def do(self, *commands: Command) -> None:
-        for command in commands:
-            await self.owner.submit(command)
-
-    async def run(self) -> None:
-        await self.owner.run()
-        self.ended.set()
-
-    @asynccontextmanager
-    async def _open_consoles(self, config: VmConfig) -> AsyncIterator[Consoles]:
-        self.consoles_opened += 1
-        self.consoles_now += 1
-        nothing = NullBackend()
-        try:
-            yield Consoles(serial=nothing, debug=nothing, firmware=nothing)
-        finally:
-            self.consoles_now -= 1
-
-    @asynccontextmanager
-    async def _open_machine(
-        self, config: VmConfig, consoles: object, lifecycle: Lifecycle
-    ) -> AsyncIterator[FakeMachine]:
-        self.while_opening()
-        if self.boot_error is not None:
-            raise self.boot_error
-        machine = FakeMachine(lifecycle)
-        self.machines.append(machine)
-        self.open_now += 1
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(machine.run)
-                yield machine
-                nursery.cancel_scope.cancel()
-        finally:
-            self.open_now -= 1
-
-
-@asynccontextmanager
-async def running(*, no_shutdown: bool = False) -> AsyncIterator[Bench]:
-    bench = Bench(no_shutdown=no_shutdown)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.run)
-        yield bench
-        nursery.cancel_scope.cancel()
-    assert bench.open_now == 0
-    assert bench.consoles_now == 0
 
 
 async def test_create_and_boot_make_one_running_machine() -> None:
@@ -171,7 +40,10 @@ async def test_create_and_boot_make_one_running_machine() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [Boot(), Pause(), Resume(), Shutdown(), Reboot(), ResizeDisk("a", 1), PowerButton(), Nmi()],
+    [
+        *(Boot(), Pause(), Resume(), Shutdown(), Reboot(), PowerButton(), Nmi()),
+        *(ResizeDisk("a", 1), AddDevice("disks", DiskConfig(path="/a")), RemoveDevice("a")),
+    ],
 )
 async def test_command_without_a_vm_says_not_created(command: Command) -> None:
     async with running() as bench:

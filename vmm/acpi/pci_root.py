@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from vmm.acpi import aml
 from vmm.acpi import resources as res
 from vmm.acpi.machine import Machine, PciSegment
+from vmm.acpi.pci_hotplug import SLOTS, slots
 
-_SLOTS = 32
 _PIN_A = 0
 _ANY_FUNCTION = 0xFFFF
 _CONFIG_PORTS = (0xCF8, 8)
@@ -33,6 +33,7 @@ def root_bridge(segment: PciSegment) -> bytes:
         _device_specific_method(),
         aml.name("_CRS", res.resource_template(*_windows(segment))),
         aml.name("_PRT", aml.package(*_interrupt_routes(segment))),
+        *slots(segment),
     )
 
 
@@ -63,7 +64,7 @@ def _windows(segment: PciSegment) -> Iterator[bytes]:
 
 def _interrupt_routes(segment: PciSegment) -> Iterator[bytes]:
     """Yield where pin A of each slot goes; nothing here has another pin."""
-    for slot in range(_SLOTS):
+    for slot in range(SLOTS):
         irq = segment.irqs[slot % len(segment.irqs)]
         yield aml.package(slot << 16 | _ANY_FUNCTION, _PIN_A, 0, irq)
 

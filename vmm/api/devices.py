@@ -2,10 +2,74 @@
 
 from __future__ import annotations
 
-from vmm.api.routes import Service, put_model
-from vmm.config.requests import VmResizeDisk
-from vmm.errors import NotCreatedError, NotFoundError, StateError
-from vmm.machine.commands import ResizeDisk
+from vmm.api.routes import Route, Service, put_model
+from vmm.config.device import DeviceConfig, UserDeviceConfig, VdpaConfig
+from vmm.config.disk import DiskConfig
+from vmm.config.fs import FsConfig
+from vmm.config.generic_vhost_user import GenericVhostUserConfig
+from vmm.config.info import PciDeviceInfo
+from vmm.config.net import NetConfig
+from vmm.config.pci import PciSlot
+from vmm.config.pmem import PmemConfig
+from vmm.config.requests import VmRemoveDevice, VmResizeDisk
+from vmm.config.vsock import VsockConfig
+from vmm.errors import (
+    DuplicateError,
+    NotCreatedError,
+    NotFoundError,
+    StateError,
+    UnsupportedError,
+)
+from vmm.machine.commands import AddDevice, RemoveDevice, ResizeDisk
+
+ADDED: tuple[tuple[str, str, type[PciSlot], str], ...] = (
+    ("device", "devices", DeviceConfig, "device"),
+    ("disk", "disks", DiskConfig, "disk"),
+    ("fs", "fs", FsConfig, "fs"),
+    (
+        "generic-vhost-user",
+        "generic_vhost_user",
+        GenericVhostUserConfig,
+        "generic vhost-user device",
+    ),
+    ("net", "net", NetConfig, "network device"),
+    ("pmem", "pmem", PmemConfig, "pmem device"),
+    ("user-device", "user_devices", UserDeviceConfig, "user device"),
+    ("vdpa", "vdpa", VdpaConfig, "vDPA device"),
+    ("vsock", "vsock", VsockConfig, "vsock device"),
+)
+"""Of each request that adds a device: the end of its address, the section that the device goes to,
+the model of its body, and what the errors call it."""
+
+
+def _add(address: str, section: str, model: type[PciSlot], name: str) -> Route:
+    @put_model(
+        f"/vm.add-{address}",
+        model,
+        f"The {name} could not be added to the VM",
+        DuplicateError,
+        UnsupportedError,
+        NotCreatedError,
+        StateError,
+    )
+    async def add(service: Service, entry: PciSlot) -> PciDeviceInfo | None:
+        """Add a device; a running VM answers with its place."""
+        return await service.owner.submit(AddDevice(section, entry))
+
+    return add
+
+
+@put_model(
+    "/vm.remove-device",
+    VmRemoveDevice,
+    "The device could not be removed from the VM",
+    NotCreatedError,
+    NotFoundError,
+    StateError,
+)
+async def remove_device(service: Service, removed: VmRemoveDevice) -> None:
+    """Take a device from the VM; a running guest gives it back when it has let go of it."""
+    await service.owner.submit(RemoveDevice(removed.id))
 
 
 @put_model(
@@ -21,4 +85,4 @@ async def resize_disk(service: Service, resize: VmResizeDisk) -> None:
     await service.owner.submit(ResizeDisk(resize.id, resize.desired_size))
 
 
-ROUTES = (resize_disk,)
+ROUTES = (*(_add(*each) for each in ADDED), remove_device, resize_disk)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, get_type_hints
 
 from vmm.config.document import parse_document
-from vmm.config.info import VmInfo, VmmPingResponse
+from vmm.config.info import PciDeviceInfo, VmInfo, VmmPingResponse
 from vmm.config.model import ConfigModel
 from vmm.errors import ConfigError, VmmError
 
@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=ConfigModel)
 class Owner(Protocol):
     """The holder of the VM, as the API sees it."""
 
-    async def submit(self, command: Command) -> None: ...
+    async def submit(self, command: Command) -> PciDeviceInfo | None: ...
     def info(self) -> VmInfo: ...
     def counters(self) -> dict[str, dict[str, int]]: ...
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import trio
 
 from vmm.acpi.ged import REGISTER_SIZE, GeneralEventDevice
+from vmm.acpi.pci_hotplug import REGISTERS_SIZE, PciHotplug
 from vmm.boot import layout
 from vmm.errors import ConfigError
 from vmm.kvm_cffi import ByteRing, ConfigAddress, Loop, PmTimer, Uart, address_of
@@ -53,8 +54,8 @@ FIXED_PORTS = (
 """Ports that a debug console cannot be put on."""
 
 GED_IRQ = 13
-GED_PAGE = 2
-"""Which page of the platform's registers is the GED's: PCI and CPU hot-plug come before it."""
+PCI_HOTPLUG_PAGE, GED_PAGE = 0, 2
+"""Which pages of the platform's registers are whose; the one between is CPU hot-plug's."""
 
 
 class Task(Protocol):
@@ -70,6 +71,7 @@ class Chipset(NamedTuple):
     interrupts: Interrupts
     ioapic: Ioapic
     ged: GeneralEventDevice
+    pci_hotplug: PciHotplug[trio.Event]
     buses: tuple[PciBus, ...]
     tasks: tuple[Task, ...]
     device_tree: dict[str, dict[str, object]]
@@ -95,6 +97,8 @@ def open_chipset(
         spaces.claim_mmio(areas.platform_page(GED_PAGE), REGISTER_SIZE, ged)
         shares = segment_areas(config, areas)
         buses = _add_pci(stack, vm, router, spaces, shares, next_slot=len(memory.regions))
+        pci_hotplug = PciHotplug[trio.Event](ged, len(buses))
+        spaces.claim_mmio(areas.platform_page(PCI_HOTPLUG_PAGE), REGISTERS_SIZE, pci_hotplug)
         _add_registers(router, spaces, memory, lifecycle)
         tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
         names = ["__ioapic"]
@@ -105,7 +109,7 @@ def open_chipset(
         tree: dict[str, dict[str, object]] = {
             name: {"id": name, "resources": [], "children": []} for name in names
         }
-        yield Chipset(spaces, interrupts, ioapic, ged, buses, tasks, tree)
+        yield Chipset(spaces, interrupts, ioapic, ged, pci_hotplug, buses, tasks, tree)
 
 
 def _add_pci(

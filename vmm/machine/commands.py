@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
 
 
@@ -28,6 +29,9 @@ class Command:
     def __repr__(self) -> str:
         content = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
         return f"{type(self).__name__}({content})"
+
+    def release(self) -> None:
+        """Give back what the command brought and nobody took."""
 
 
 class Create(Command):
@@ -74,6 +78,27 @@ class Reboot(Command):
     """Stop the machine and build a new one from the same configuration."""
 
     __slots__: tuple[str, ...] = ()
+
+
+class AddDevice(Command):
+    """Add an entry to a section of the configuration; gives its device's place if the VM runs."""
+
+    __slots__ = ("entry", "section")
+    __match_args__ = ("section", "entry")
+
+    def __init__(self, section: str, entry: PciSlot) -> None:
+        self.section = section
+        self.entry = entry
+
+
+class RemoveDevice(Command):
+    """Take a device out of the configuration; a running guest is asked to let go of it."""
+
+    __slots__ = ("id",)
+    __match_args__ = ("id",)
+
+    def __init__(self, id: str) -> None:
+        self.id = id
 
 
 class ResizeDisk(Command):

@@ -6,13 +6,13 @@ its tasks; leaving it unplugs the device.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from vmm.errors import ConfigError, NotFoundError
+from vmm.errors import ConfigError, DuplicateError, NotFoundError, StateError
 from vmm.machine.plug import Plugged, Wiring, plug_registers, plug_virtio
 from vmm.machine.scope import Scope, enter
 from vmm.machine.sections import SECTIONS, Section
@@ -27,52 +27,75 @@ if TYPE_CHECKING:
     from vmm.virtio.pci_transport import VirtioPci
 
 
+class Held(NamedTuple):
+    """A device that is there: what it is in the configuration, and its scope."""
+
+    section: Section
+    scope: Scope[Plugged]
+
+    @property
+    def plugged(self) -> Plugged:
+        """The device on its bus."""
+        return self.scope.value
+
+
 class Devices:
     """All devices of one machine, by name."""
 
     def __init__(self, wiring: Wiring, on_failure: Callable[[Exception], None]) -> None:
         self._wiring = wiring
         self._on_failure = on_failure
-        self._plugged: dict[str, Scope[Plugged]] = {}
+        self._held: dict[str, Held] = {}
+        self._names = DeviceNames()
         self._nursery: trio.Nursery | None = None
 
     @property
     def tree(self) -> dict[str, dict[str, object]]:
         """The devices and their transports by name, as vm.info shows them."""
-        nodes = [node for scope in self._plugged.values() for node in scope.value.nodes]
+        nodes = [node for held in self._held.values() for node in held.plugged.nodes]
         return {str(node["id"]): node for node in nodes}
 
     @property
     def counters(self) -> dict[str, dict[str, int]]:
         """The devices that count, and what."""
-        counted = {name: scope.value.counters for name, scope in self._plugged.items()}
+        counted = {name: held.plugged.counters for name, held in self._held.items()}
         return {name: counters for name, counters in counted.items() if counters}
 
     def described_in(self, config: VmConfig) -> VmConfig:
         """The configuration with the names of its devices, and what they chose for themselves."""
         names = DeviceNames(config)
-        changes = {
-            section.field: tuple(
-                self._described(entry, names.name(section, entry))
+        changes: dict[str, object] = {}
+        for section in SECTIONS:
+            if section.has_own_name:
+                continue
+            described = tuple(
+                self.described(entry, names.name(section, entry))
                 for entry in section.entries(config)
             )
-            for section in SECTIONS
-            if section.is_list and section.entries(config)
-        }
+            if described:
+                is_list = isinstance(getattr(config, section.field), tuple)
+                changes[section.field] = described if is_list else described[0]
         return config.model_copy(update=changes) if changes else config
 
-    def _described(self, entry: PciSlot, name: str) -> PciSlot:
-        device = self._plugged[name].value.device
+    def described(self, entry: PciSlot, name: str) -> PciSlot:
+        """An entry of the configuration with its device's name, and what that chose for itself."""
+        device = self._held[name].plugged.device
         settled = device.settled if isinstance(device, VirtioDevice) else {}
         return entry.model_copy(update={"id": name, **settled})
 
+    def find(self, id: str) -> tuple[str, Held]:
+        """The device that has a name, or whose transport has it. Raises: NotFoundError (caller)."""
+        for name, held in self._held.items():
+            if any(node["id"] == id for node in held.plugged.nodes):
+                return name, held
+        raise NotFoundError(f'No device with id "{id}"; vm.info lists what there is')
+
     def disk(self, name: str) -> Block:
         """The disk of a name. Raises: NotFoundError (caller), ConfigError when it is none."""
-        if name not in self._plugged:
-            raise NotFoundError(f'No device with id "{name}"; vm.info lists what there is')
+        _, held = self.find(name)
         from vmm.virtio import block  # Only now: a VM without disks starts sooner.
 
-        device = self._plugged[name].value.device
+        device = held.plugged.device
         if not isinstance(device, block.Block):
             raise ConfigError(f"Device {name} is no disk that can be resized; name a disk")
         return device
@@ -80,7 +103,7 @@ class Devices:
     @property
     def ram_bytes(self) -> int:
         """What the devices add to the guest's RAM; what they take away is negative."""
-        return sum(scope.value.ram_bytes for scope in self._plugged.values())
+        return sum(held.plugged.ram_bytes for held in self._held.values())
 
     async def sleep(self) -> None:
         """Stop every device between two requests; the vCPUs stand already."""
@@ -94,9 +117,9 @@ class Devices:
             transport.wake()
 
     def _transports(self) -> Iterator[VirtioPci]:
-        for scope in self._plugged.values():
-            if scope.value.transport is not None:
-                yield scope.value.transport
+        for held in self._held.values():
+            if held.plugged.transport is not None:
+                yield held.plugged.transport
 
     @asynccontextmanager
     async def running(self, config: VmConfig, nursery: trio.Nursery) -> AsyncIterator[None]:
@@ -107,31 +130,64 @@ class Devices:
         self._nursery = nursery
         try:
             self._reserve_slots(config)
-            names = DeviceNames(config)
+            self._names = DeviceNames(config)
             for section in SECTIONS:
                 for entry in section.entries(config):
-                    await self.plug(section, entry, names.name(section, entry), at_boot=True)
+                    await self.plug(section, entry, at_boot=True)
             yield
         finally:
+            self._nursery = None
             # Bounded: a device's I/O in flight has a deadline of its own.
             with trio.CancelScope(shield=True):
-                for name in reversed(list(self._plugged)):
+                for name in reversed(list(self._held)):
                     await self.unplug(name)
 
-    async def plug(
-        self, section: Section, entry: PciSlot, name: str, *, at_boot: bool = False
-    ) -> Plugged:
-        """Put one device on its bus. Raises: ConfigError (caller), HostError."""
-        assert self._nursery is not None, "devices are plugged while the machine runs"
+    async def plug(self, section: Section, entry: PciSlot, *, at_boot: bool = False) -> str:
+        """Put one device on its bus, and give its name.
+
+        Raises: ConfigError (caller), HostError; StateError when the machine ends.
+        """
+        if self._nursery is None:
+            raise StateError("VM is not running")
+        if entry.id in self.tree:
+            raise DuplicateError(
+                f"Identifier {entry.id} is not unique, a device has it; choose another"
+            )
+        name = self._names.name(section, entry, taken=self._held)
         context = self._open(section, entry, name, at_boot=at_boot)
         scope = await enter(self._nursery, context, self._on_failure)
-        self._plugged[name] = scope
-        return scope.value
+        self._held[name] = Held(section, scope)
+        return name
 
     async def unplug(self, name: str) -> None:
-        """Take a device from its bus and give back what it held."""
-        await self._plugged[name].leave()
-        del self._plugged[name]
+        """Take a device from its bus and give back what it held; two may ask for that at once."""
+        held = self._held[name]
+        await held.scope.leave()
+        if self._held.get(name) is held:
+            del self._held[name]
+
+    def unplug_soon(
+        self, names: Sequence[str], unplugged: Callable[[str, Plugged], None]
+    ) -> trio.Event:
+        """Have devices unplugged in the background; the event is set when all are.
+
+        Each is handed to ``unplugged`` once it holds nothing any more.
+        """
+        done = trio.Event()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._unplug_all, names, unplugged, done)
+        else:
+            done.set()  # The machine ends, and every device with it.
+        return done
+
+    async def _unplug_all(
+        self, names: Sequence[str], unplugged: Callable[[str, Plugged], None], done: trio.Event
+    ) -> None:
+        for name in names:
+            plugged = self._held[name].plugged
+            await self.unplug(name)
+            unplugged(name, plugged)
+        done.set()
 
     def _reserve_slots(self, config: VmConfig) -> None:
         """Keep the slots that devices ask for from those that take any."""
@@ -163,23 +219,23 @@ class Devices:
 class DeviceNames:
     """Names for the devices that have none: one counter for all, past names that are taken."""
 
-    def __init__(self, config: VmConfig) -> None:
-        self._taken = {
+    def __init__(self, config: VmConfig | None = None) -> None:
+        self._given = {
             entry.id
             for section in SECTIONS
-            for entry in section.entries(config)
-            if section.is_list and entry.id is not None
+            for entry in (section.entries(config) if config is not None else ())
+            if entry.id is not None
         }
         self._next = 0
 
-    def name(self, section: Section, entry: PciSlot) -> str:
-        """The name of an entry's device."""
-        if not section.is_list:
+    def name(self, section: Section, entry: PciSlot, taken: Container[str] = ()) -> str:
+        """The name of an entry's device; ``taken`` has names that came after the configuration."""
+        if section.has_own_name:
             return section.name
         if entry.id is not None:
             return entry.id
         while True:
             name = f"{section.name}{self._next}"
             self._next += 1
-            if name not in self._taken:
+            if name not in self._given and name not in taken:
                 return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmm.kvm_cffi.limiter import Limiter
 
 
-class DiskPool(NamedTuple):
+class DiskPool:
     """What the disks of one machine share.
 
     ``groups`` are the rate limits by name. ``worker_cpus`` are where the kernel's I/O workers may
@@ -32,17 +32,22 @@ class DiskPool(NamedTuple):
     affinities of all queues of all disks come together here.
     """
 
-    groups: Mapping[str, Limiter | None]
-    worker_cpus: frozenset[int]
+    def __init__(
+        self, groups: Mapping[str, Limiter | None], worker_cpus: Iterable[int] = ()
+    ) -> None:
+        self.groups = groups
+        self._worker_cpus = set(worker_cpus)
 
+    @property
+    def worker_cpus(self) -> frozenset[int]:
+        """The host CPUs of all queues so far."""
+        return frozenset(self._worker_cpus)
 
-def pool_of(disks: Iterable[DiskConfig], groups: Iterable[RateLimitGroupConfig]) -> DiskPool:
-    """Make what disks share. Raises: ConfigError (caller) for a queue or CPU that is absent."""
-    present = os.sched_getaffinity(0)
-    wanted: set[int] = set()
-    for index, disk in enumerate(disks):
+    def admit(self, disk: DiskConfig, name: str) -> None:
+        """Let a disk's queues have their CPUs. Raises: ConfigError (caller) when one is absent."""
+        present = os.sched_getaffinity(0)
         for affinity in disk.queue_affinity or ():
-            place = f"disks[{index}].queue_affinity (--disk queue_affinity=…)"
+            place = f"{name}.queue_affinity (--disk queue_affinity=…)"
             if affinity.queue_index >= disk.num_queues:
                 raise ConfigError(
                     f"{place} names queue {affinity.queue_index}; the disk has queues 0 to "
@@ -53,9 +58,18 @@ def pool_of(disks: Iterable[DiskConfig], groups: Iterable[RateLimitGroupConfig])
                     f"{place} names host CPU {min(absent)}, which this process may not run on; "
                     f"give some of {sorted(present)}"
                 )
-            wanted |= set(affinity.host_cpus)
-    limits = {group.id: limiter_of(group.rate_limiter_config) for group in groups}
-    return DiskPool(limits, frozenset(wanted))
+            self._worker_cpus |= set(affinity.host_cpus)
+
+
+def pool_of(disks: Iterable[DiskConfig], groups: Iterable[RateLimitGroupConfig]) -> DiskPool:
+    """Make what disks share, those of the boot at first.
+
+    Raises: ConfigError (caller) for a queue or CPU that is absent.
+    """
+    pool = DiskPool({group.id: limiter_of(group.rate_limiter_config) for group in groups})
+    for index, disk in enumerate(disks):
+        pool.admit(disk, f"disks[{index}]")
+    return pool
 
 
 @asynccontextmanager
@@ -69,6 +83,7 @@ async def open_disk(config: DiskConfig, id: str, pool: DiskPool) -> AsyncIterato
             f"Disk {id} has vhost_user on (--disk vhost_user=on), which is not in this version of "
             "the VMM; give it an image (path)"
         )
+    pool.admit(config, id)
     wanted = None if config.image_type is ImageType.UNKNOWN else Format(config.image_type)
     opened = open_image(config.path, wanted=wanted, read_only=config.readonly, direct=config.direct)
     with opened as image, _lock(image.file, config.lock_granularity):

@@ -16,22 +16,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from vmm.errors import InternalError, NotCreatedError, StateError, VmmError, chain
+from vmm.config.changes import with_device, without_device
+from vmm.errors import InternalError, NotCreatedError, NotFoundError, StateError, VmmError, chain
 from vmm.machine import commands
 from vmm.machine.commands import Command
+from vmm.machine.hotplug import extended
+from vmm.machine.mailbox import Guest, Letter, Request, Wish
 from vmm.machine.scope import Scope, enter
 
 if TYPE_CHECKING:
-    from vmm.config.info import VmInfo
+    from vmm.config.info import PciDeviceInfo, VmInfo
+    from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
+    from vmm.machine.hotplug import Added
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +67,8 @@ class Machine(Protocol):
     def described_in(self, config: VmConfig) -> VmConfig: ...
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
+    async def add_device(self, section: str, entry: PciSlot) -> Added: ...
+    def remove_device(self, id: str) -> str: ...
     def resize_disk(self, name: str, size: int) -> None: ...
     def press_power_button(self) -> None: ...
     def inject_nmi(self) -> None: ...
@@ -69,50 +76,6 @@ class Machine(Protocol):
 
 OpenConsoles = Callable[["VmConfig"], AbstractAsyncContextManager["Consoles"]]
 OpenMachine = Callable[["VmConfig", "Consoles", "Lifecycle"], AbstractAsyncContextManager[Machine]]
-
-
-class Wish(Enum):
-    """What a machine may ask of its owner."""
-
-    RESET = "reset"
-    SHUTDOWN = "shutdown"
-    FAILURE = "failure"
-
-
-@dataclass(slots=True)
-class _Request:
-    """A command, and how its sender hears of its end."""
-
-    command: Command
-    done: trio.Event = field(default_factory=trio.Event)
-    error: VmmError | None = None
-
-
-class _Guest:
-    """One machine's way to its owner; deaf once it has been heard, so a guest cannot flood it."""
-
-    def __init__(self, send: trio.MemorySendChannel[_Request | tuple[_Guest, Wish]]) -> None:
-        self._send = send
-        self._heard = False
-
-    def request_reset(self) -> None:
-        self._wish(Wish.RESET)
-
-    def request_shutdown(self) -> None:
-        self._wish(Wish.SHUTDOWN)
-
-    def failed(self, error: Exception) -> None:
-        """Say that the machine has ended by itself."""
-        for line in chain(error):
-            logger.error("The VM stopped: %s", line)
-        logger.debug("The VM stopped", exc_info=error)
-        self._heard = False
-        self._wish(Wish.FAILURE)
-
-    def _wish(self, wish: Wish) -> None:
-        if not self._heard:
-            self._heard = True
-            self._send.send_nowait((self, wish))
 
 
 class VmOwner:
@@ -131,13 +94,11 @@ class VmOwner:
         self._open_machine = open_machine
         self._no_shutdown = no_shutdown
         # Bounded by what waits: each API client has one request, a machine one wish.
-        self._send, self._receive = trio.open_memory_channel[_Request | tuple[_Guest, Wish]](
-            float("inf")
-        )
+        self._send, self._receive = trio.open_memory_channel[Letter](float("inf"))
         self._config: VmConfig | None = None
         self._consoles: Scope[Consoles] | None = None
         self._machine: Scope[Machine] | None = None
-        self._guest: _Guest | None = None
+        self._guest: Guest | None = None
         self._state = State.CREATED
         self._ended = False
         self._failed = False
@@ -154,7 +115,7 @@ class VmOwner:
             try:
                 while not self._ended:
                     request = await self._receive.receive()
-                    if isinstance(request, _Request):
+                    if isinstance(request, Request):
                         await self._answer(request)
                     else:
                         await self._grant(*request)
@@ -166,25 +127,27 @@ class VmOwner:
                     await self._leave_machine()
                     await self._leave_consoles()
 
-    async def submit(self, command: Command) -> None:
-        """Have a command carried out, after those before it.
+    async def submit(self, command: Command) -> PciDeviceInfo | None:
+        """Have a command carried out, after those before it; gives where an added device is.
 
         Cancel: the command is carried out all the same.
         Raises: whatever VmmError the command ends with; StateError when the VMM ends before it.
         """
-        request = _Request(command)
+        request = Request(command)
         if self._ended:
             request.error = _refusal(command)
+            request.end()
         else:
             self._send.send_nowait(request)
             await request.done.wait()
         if request.error is not None:
             raise request.error
+        return request.given
 
     def request_end(self) -> None:
         """Have the VMM end, after the commands before this."""
         if not self._ended:
-            self._send.send_nowait(_Request(commands.ShutdownVmm()))
+            self._send.send_nowait(Request(commands.ShutdownVmm()))
 
     @property
     def has_ended(self) -> bool:
@@ -220,21 +183,21 @@ class VmOwner:
         with suppress(trio.WouldBlock):
             while True:
                 request = self._receive.receive_nowait()
-                if isinstance(request, _Request):
+                if isinstance(request, Request):
                     request.error = _refusal(request.command)
-                    request.done.set()
+                    request.end()
 
-    async def _answer(self, request: _Request) -> None:
+    async def _answer(self, request: Request) -> None:
         request.error = InternalError("The command was not carried out to its end")
         try:
-            await self._carry_out(request.command)
+            request.given = await self._carry_out(request.command)
             request.error = None
         except VmmError as error:
             request.error = error
         finally:
-            request.done.set()
+            request.end()
 
-    async def _carry_out(self, command: Command) -> None:
+    async def _carry_out(self, command: Command) -> PciDeviceInfo | None:
         match command:
             case commands.Create(config):
                 await self._create(config)
@@ -252,6 +215,10 @@ class VmOwner:
             case commands.Reboot():
                 self._needed_machine()
                 await self._reboot()
+            case commands.AddDevice():
+                return await self._add_device(command)
+            case commands.RemoveDevice(id):
+                self._remove_device(id)
             case commands.ResizeDisk(id, size):
                 self._needed_machine().value.resize_disk(id, size)
             case commands.PowerButton():
@@ -261,8 +228,9 @@ class VmOwner:
             case commands.ShutdownVmm():
                 await self._delete()
                 self._ended = True
+        return None
 
-    async def _grant(self, guest: _Guest, wish: Wish) -> None:
+    async def _grant(self, guest: Guest, wish: Wish) -> None:
         if guest is not self._guest:
             return  # That machine is gone already; Linux, for one, resets in two ways at once.
         match wish:
@@ -304,7 +272,7 @@ class VmOwner:
 
     async def _start(self, config: VmConfig) -> None:
         consoles = self._consoles or await self._enter_consoles(config)
-        guest = _Guest(self._send)
+        guest = Guest(self._send)
         self._machine = await enter(
             self._needed_nursery(),
             self._open_machine(config, consoles.value, guest),
@@ -330,6 +298,30 @@ class VmOwner:
         await machine.during(machine.value.resume)
         self._state = State.RUNNING
         self._events.emit("vm", "resumed")
+
+    async def _add_device(self, command: commands.AddDevice) -> PciDeviceInfo | None:
+        section, entry = command.section, command.entry
+        config, info = self._stored_config(), None
+        changed = extended(config, section, entry)
+        if self._machine is not None:
+            from vmm.config.info import PciDeviceInfo
+
+            add = partial(self._machine.value.add_device, section, entry)
+            added = await self._machine.during(add)
+            changed = with_device(config, section, added.entry)
+            info = PciDeviceInfo(id=added.entry.id or "", bdf=str(added.bdf))
+        self._config = changed
+        return info
+
+    def _remove_device(self, id: str) -> None:
+        config = self._stored_config()
+        if self._machine is not None:
+            # Out of the configuration at once; out of the machine when its guest lets go.
+            self._config = without_device(config, self._machine.value.remove_device(id))
+            return
+        self._config = without_device(config, id)
+        if self._config is config:
+            raise NotFoundError(f'No device with id "{id}" to remove; vm.info lists what there is')
 
     async def _stop(self) -> None:
         await self._leave_machine()
@@ -377,10 +369,14 @@ class VmOwner:
         if self._state is not wanted:
             raise StateError(f"invalid VM state transition: {self._state.value} to {new.value}")
 
-    def _needed_config(self) -> VmConfig:
+    def _stored_config(self) -> VmConfig:
         if self._config is None:
             raise NotCreatedError("VM is not created")
-        return self._consoles.value.described_in(self._config) if self._consoles else self._config
+        return self._config
+
+    def _needed_config(self) -> VmConfig:
+        config = self._stored_config()
+        return self._consoles.value.described_in(config) if self._consoles else config
 
     def _needed_machine(self) -> Scope[Machine]:
         self._needed_config()

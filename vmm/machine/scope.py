@@ -16,6 +16,7 @@ import trio
 from vmm.errors import StateError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Scope(Generic[T]):
@@ -31,8 +32,8 @@ class Scope(Generic[T]):
         self._cancel_scope.cancel()
         await self._left.wait()
 
-    async def during(self, operation: Callable[[], Awaitable[None]]) -> None:
-        """Carry an operation out, unless the context ends meanwhile.
+    async def during(self, operation: Callable[[], Awaitable[R]]) -> R:
+        """Carry an operation out and give what it does, unless the context ends meanwhile.
 
         Raises: what the operation does; StateError when the context has ended, or does before the
         operation is through.
@@ -41,7 +42,7 @@ class Scope(Generic[T]):
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when_left, nursery.cancel_scope)
-                await operation()
+                result = await operation()
                 through = True
                 nursery.cancel_scope.cancel()
         except ExceptionGroup as error:
@@ -49,6 +50,7 @@ class Scope(Generic[T]):
             raise only from only.__cause__
         if not through:
             raise StateError("VM is not running")
+        return result
 
     async def _cancel_when_left(self, cancel_scope: trio.CancelScope) -> None:
         await self._left.wait()

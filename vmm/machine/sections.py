@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from vmm.config.changes import CHANGING_SECTIONS
 from vmm.config.pci import PciSlot
 from vmm.errors import HostError
 from vmm.kvm_cffi import Virtqueue
@@ -51,7 +52,7 @@ class Board(NamedTuple):
     """What of the machine a device may be given when it is opened.
 
     ``memory_map`` is the same memory for device code in C, ``device_memory`` where devices put
-    memory of their own, ``disk_pool`` what disks share.
+    memory of their own, ``disk_pool`` gives what disks share.
     """
 
     memory: GuestMemory
@@ -60,7 +61,7 @@ class Board(NamedTuple):
     consoles: Consoles
     lifecycle: Lifecycle
     events: Events
-    disk_pool: DiskPool | None
+    disk_pool: Callable[[], DiskPool]
 
     def open_queue(self, state: QueueState, *, kick_fd: int, interrupt_fd: int) -> Queue:
         """Make the device's side of a queue. Raises: GuestError when it cannot be one."""
@@ -99,17 +100,26 @@ Raises: ConfigError (caller), HostError.
 class Section(NamedTuple):
     """A section of the configuration.
 
-    ``name`` is the device's, or for a list the beginning of the names of those that have none.
-    ``has_low_bar`` puts the BARs of its devices, if they are there at boot, where firmware that
-    only knows 32-bit addresses reaches them.
+    ``name`` is the device's own if it begins with two underscores, else the beginning of the names
+    of those that have none. ``has_low_bar`` puts the BARs of its devices, if they are there at
+    boot, where firmware that only knows 32-bit addresses reaches them.
     """
 
     field: str
     name: str
     entries: Callable[[VmConfig], Iterable[PciSlot]]
     open: Opener
-    is_list: bool = False
     has_low_bar: bool = False
+
+    @property
+    def has_own_name(self) -> bool:
+        """Whether its one device is always called the same."""
+        return self.name.startswith("__")
+
+    @property
+    def is_removable(self) -> bool:
+        """Whether its devices may be taken from a VM while it is there."""
+        return self.field in CHANGING_SECTIONS
 
 
 @asynccontextmanager
@@ -133,8 +143,7 @@ async def open_disk(config: DiskConfig, id: str, board: Board) -> AsyncIterator[
     """The disk over its image. Raises: ConfigError (caller), UnsupportedError, HostError."""
     from vmm.machine import disks  # Only now: a VM without disks starts sooner.
 
-    assert board.disk_pool is not None, "a machine with disks has what they share"
-    async with disks.open_disk(config, id, board.disk_pool) as device:
+    async with disks.open_disk(config, id, board.disk_pool()) as device:
         yield device
 
 
@@ -156,6 +165,11 @@ async def open_pmem(config: PmemConfig, id: str, board: Board) -> AsyncIterator[
         yield device
 
 
+def section_of(field: str) -> Section:
+    """The section of a field of the configuration; there must be one."""
+    return next(section for section in SECTIONS if section.field == field)
+
+
 def _console(config: VmConfig) -> tuple[PciSlot, ...]:
     return () if config.console.mode == "Off" else (config.console,)
 
@@ -174,17 +188,10 @@ def _optional(field: str) -> Callable[[VmConfig], tuple[PciSlot, ...]]:
 
 SECTIONS: tuple[Section, ...] = (
     Section("console", "__console", _console, small_devices.open_console),
-    Section(
-        "disks",
-        "_disk",
-        lambda config: config.disks or (),
-        open_disk,
-        is_list=True,
-        has_low_bar=True,
-    ),
-    Section("net", "_net", lambda config: config.net or (), open_net, is_list=True),
+    Section("disks", "_disk", lambda config: config.disks or (), open_disk, has_low_bar=True),
+    Section("net", "_net", lambda config: config.net or (), open_net),
     Section("rng", "__rng", lambda config: (config.rng,), open_rng),
-    Section("pmem", "_pmem", lambda config: config.pmem or (), open_pmem, is_list=True),
+    Section("pmem", "_pmem", lambda config: config.pmem or (), open_pmem),
     Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
     Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),
     Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),

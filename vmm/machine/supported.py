@@ -25,6 +25,15 @@ SECTIONS = {
 }
 """Sections without a device here, and the flag of each."""
 
+BACK_ENDS = {
+    "fs": "vhost-user",
+    "generic_vhost_user": "vhost-user",
+    "devices": "VFIO",
+    "user_devices": "vfio-user",
+    "vdpa": "vDPA",
+}
+"""What devices of such a section would be served by."""
+
 
 def check_supported(config: VmConfig) -> None:
     """Refuse what cannot be built yet. Raises: UnsupportedError with all of it by name."""
@@ -36,7 +45,7 @@ def check_supported(config: VmConfig) -> None:
 def _missing(config: VmConfig) -> Iterator[str]:
     for name, flag in SECTIONS.items():
         if getattr(config, name):
-            yield _sentence(name, flag)
+            yield _sentence(name, flag, BACK_ENDS.get(name))
     memory = config.memory
     if memory.hotplug_size or any(zone.hotplug_size for zone in memory.zones or ()):
         yield _sentence("memory.hotplug_size", "--memory hotplug_size=…")
@@ -54,5 +63,6 @@ def _missing_platform(config: VmConfig) -> Iterator[str]:
             yield _sentence(f"platform.{name}", f"--platform {name}=…")
 
 
-def _sentence(name: str, flag: str) -> str:
-    return f"{name} ({flag}) is not in this version of the VMM; leave it out"
+def _sentence(name: str, flag: str, back_end: str | None = None) -> str:
+    missing = "" if back_end is None else f" needs the back end {back_end}, which"
+    return f"{name} ({flag}){missing} is not in this version of the VMM; leave it out"

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 import trio
@@ -36,6 +37,7 @@ from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
 from vmm.machine.device_memory import DeviceMemory
 from vmm.machine.devices import Devices
+from vmm.machine.hotplug import Hotplug
 from vmm.machine.interrupts import IOAPIC_PINS
 from vmm.machine.memory import GuestMemory
 from vmm.machine.plug import Wiring
@@ -46,12 +48,14 @@ from vmm.machine.zones import zones_of
 
 if TYPE_CHECKING:
     from vmm.config.cpus import CpusConfig
+    from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import Exit, Vcpu, Vm
     from vmm.machine.bus import AddressSpaces, Lifecycle
     from vmm.machine.chipset import Chipset
     from vmm.machine.consoles import Consoles
     from vmm.machine.disks import DiskPool
+    from vmm.machine.hotplug import Added
     from vmm.machine.sections import Events
 
 logger = logging.getLogger(__name__)
@@ -72,6 +76,7 @@ class VirtualMachine:
         self._chipset = chipset
         self._lifecycle = board.lifecycle
         self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
+        self._hotplug = Hotplug(self._devices, chipset.pci_hotplug, board.events)
         self._vcpus: tuple[VcpuTask, ...] = ()
         self._clock = ClockData(0)
         self._failed = trio.Event()
@@ -116,6 +121,14 @@ class VirtualMachine:
         self._devices.wake()
         for vcpu in self._vcpus:
             vcpu.resume()
+
+    async def add_device(self, section: str, entry: PciSlot) -> Added:
+        """Add a device of a section of the configuration: see ``Hotplug.add``."""
+        return await self._hotplug.add(section, entry)
+
+    def remove_device(self, id: str) -> str:
+        """Ask the guest for a device, and give its id: see ``Hotplug.remove``."""
+        return self._hotplug.remove(id)
 
     def resize_disk(self, name: str, size: int) -> None:
         """Give a disk another size in bytes.
@@ -233,12 +246,10 @@ async def open_machine(
         entry = firmware.write(memory, config, cpus, areas)
         vcpus = stack.enter_context(processors.create(vm, cpus, entry))
         memory_map = GuestMemoryMap((each.gpa, each.size, each.hva) for each in memory.regions)
-        pool = _disk_pool(config)
         # One slot after those of RAM is that of PCI configuration space.
         device_memory = DeviceMemory(vm, chipset.buses, first_slot=len(memory.regions) + 1)
-        board = Board(
-            memory, memory_map, device_memory, consoles, lifecycle, events or EventSink(), pool
-        )
+        sink, pool = events or EventSink(), _disk_pool(config)
+        board = Board(memory, memory_map, device_memory, consoles, lifecycle, sink, pool)
         machine = VirtualMachine(vm, memory, chipset, board)
         tasks = list(_vcpu_tasks(stack, vcpus, router, machine, chipset.spaces, config.cpus))
         async with trio.open_nursery() as nursery:
@@ -255,13 +266,16 @@ async def open_machine(
                 devices.cancel()
 
 
-def _disk_pool(config: VmConfig) -> DiskPool | None:
-    """What disks share, if there are any. Raises: ConfigError (caller)."""
-    if not config.disks:
-        return None
-    from vmm.machine.disks import pool_of  # Only now: a VM without disks starts sooner.
+def _disk_pool(config: VmConfig) -> Callable[[], DiskPool]:
+    """What disks share, made for the first of them. Raises: ConfigError (caller)."""
 
-    return pool_of(config.disks, config.rate_limit_groups or ())
+    @cache
+    def pool() -> DiskPool:
+        from vmm.machine.disks import pool_of  # Only now: a VM without disks starts sooner.
+
+        return pool_of(config.disks or (), config.rate_limit_groups or ())
+
+    return pool
 
 
 def _set_up_irqchip(vm: Vm) -> None:

@@ -146,10 +146,20 @@ class VmmProcess:
                 await trio.sleep(0.05)  # The API has no call that waits for a state.
         raise Stalled(f"No state {state} within {seconds} s\n{self.transcript()}")
 
+    async def wait_for_event(self, name: str, seconds: float, *, after: int = 0) -> None:
+        """Wait until an event has come more than ``after`` times. Raises: AssertionError."""
+        with trio.move_on_after(seconds):
+            while True:
+                if self.events().count(name) > after:
+                    return
+                await trio.sleep(0.05)  # The monitor is a file, which cannot be waited on.
+        raise Stalled(f"No event {name} within {seconds} s\n{self.transcript()}")
+
     def events(self) -> list[str]:
         """The names of the events so far, as ``source:event``."""
         text = (self.directory / "events.json").read_text()
-        objects = [json.loads(part) for part in text.split("\n\n") if part.strip()]
+        # What stands behind the last empty line is still being written.
+        objects = [json.loads(part) for part in text.split("\n\n")[:-1]]
         return [f"{event['source']}:{event['event']}" for event in objects]
 
     def open_descriptors(self) -> list[str]:

@@ -1,0 +1,92 @@
+"""Devices that come and go in a stock guest: found, used, given back, in the same slot again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import BOOT_S, Guest, booted
+from tools.images.initramfs import initramfs
+from tools.images.kernels import Kernel
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+NOTICED_S = 30
+"""How long the guest may take to notice; even a nested host needs a tenth of it."""
+
+
+@pytest.fixture(scope="session")
+def with_virtio(linux: Kernel) -> Path:
+    """An initramfs with the virtio drivers."""
+    return initramfs(linux, "virtio")
+
+
+async def appears(guest: Guest, path: str) -> None:
+    """Wait until the guest has a file."""
+    await guest.run(f"until [ -e {path} ]; do sleep 0.1; done", NOTICED_S)
+
+
+async def disappears(guest: Guest, path: str) -> None:
+    """Wait until the guest has a file no more."""
+    await guest.run(f"while [ -e {path} ]; do sleep 0.1; done", NOTICED_S)
+
+
+async def reboot(guest: Guest) -> None:
+    """Have the guest reboot, and wait for its shell."""
+    ready = len(guest.console.text)
+    await guest.console.type("reboot -f\n")
+    await guest.console.wait_for("GUEST-READY", BOOT_S, after=ready)
+    await guest.run("stty -echo")
+
+
+async def add(guest: Guest, what: str, **entry: object) -> dict[str, str]:
+    """Add a device to the running VM; its id and place."""
+    reply = await guest.vmm.api("PUT", f"vm.add-{what}", entry)
+    assert reply.status == 200, reply.body
+    place: dict[str, str] = reply.json
+    return place
+
+
+async def remove(guest: Guest, id: str) -> None:
+    """Ask for a device, and wait until the guest has given it back."""
+    before = guest.vmm.events().count("vm:device-removed")
+    await guest.vmm.put("vm.remove-device", {"id": id})
+    await guest.vmm.wait_for_event("vm:device-removed", NOTICED_S, after=before)
+
+
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_added_disk_is_used_removed_put_in_the_same_slot_and_kept_over_a_reboot(
+    segment: int, place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    image = place / "disk.raw"
+    image.write_bytes(bytes(8 * MIB))
+    entry = {"path": str(image), "image_type": "Raw", "pci_segment": segment, "pci_device_id": 9}
+    options = ("--platform", "num_pci_segments=2")
+    async with booted(place, linux, with_virtio, *options) as guest:
+        bdf = f"000{segment}:00:09.0"
+        assert await add(guest, "disk", **entry) == {"id": "_disk0", "bdf": bdf}
+        await appears(guest, "/sys/block/vda")
+        assert bdf in await guest.run("readlink -f /sys/block/vda")
+        await guest.run("echo written | dd of=/dev/vda bs=512 conv=sync,fsync")
+        assert image.read_bytes().startswith(b"written")
+        taken = await guest.vmm.api("PUT", "vm.add-disk", {**entry, "path": str(place / "other")})
+        assert taken.status in (409, 500), taken.body
+
+        await remove(guest, "_disk0")
+        await disappears(guest, "/sys/block/vda")
+        info = await guest.vmm.info()
+        assert "_disk0" not in info["device_tree"]
+        assert "disks" not in info["config"]
+
+        assert (await add(guest, "disk", **entry, id="again"))["bdf"] == bdf
+        await appears(guest, "/sys/block/vda")
+        assert (await guest.run("head -n 1 /dev/vda")).startswith("written")
+
+        await reboot(guest)
+        await appears(guest, "/sys/block/vda")
+        assert bdf in await guest.run("readlink -f /sys/block/vda")
+        assert (await guest.vmm.info())["config"]["disks"][0]["id"] == "again"
+        await remove(guest, "again")
+        await disappears(guest, "/sys/block/vda")

@@ -1,0 +1,118 @@
+"""Devices added to the VM of an owner and removed from it: what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.owner_fixture import CONFIG, Bench, running
+from vmm.config.device import VdpaConfig
+from vmm.config.disk import DiskConfig
+from vmm.errors import (
+    DuplicateError,
+    HostError,
+    NotFoundError,
+    StateError,
+    UnsupportedError,
+)
+from vmm.machine.commands import AddDevice, Boot, Command, Create, Reboot, RemoveDevice
+
+DISK = DiskConfig(path="/disk.raw")
+
+
+def disks(bench: Bench) -> list[str | None]:
+    return [disk.id for disk in bench.owner.info().config.disks or ()]
+
+
+async def test_device_added_to_a_running_vm_has_a_place_and_stays_over_a_reboot() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+
+        place = await bench.owner.submit(AddDevice("disks", DISK))
+
+        assert place is not None
+        assert place.to_json() == {"id": "_disk7", "bdf": "0001:00:05.0"}
+        assert disks(bench) == ["_disk7"]
+        await bench.do(Reboot())
+        assert disks(bench) == ["_disk7"]
+
+
+async def test_device_added_to_a_created_vm_is_only_stored() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG))
+
+        assert await bench.owner.submit(AddDevice("disks", DISK)) is None
+
+        assert bench.owner.info().config.disks == (DISK,)
+        assert bench.machines == []
+
+
+@pytest.mark.parametrize("boot", [[], [Boot()]], ids=["created", "running"])
+async def test_device_that_breaks_a_rule_is_refused_and_not_kept(boot: list[Command]) -> None:
+    named = DISK.model_copy(update={"id": "root"})
+    async with running() as bench:
+        await bench.do(Create(CONFIG), *boot, AddDevice("disks", named))
+
+        with pytest.raises(DuplicateError, match="root"):
+            await bench.do(AddDevice("disks", named))
+        with pytest.raises(UnsupportedError, match="back end vDPA"):
+            await bench.do(AddDevice("vdpa", VdpaConfig(path="/dev/vhost-vdpa-0")))
+
+        assert disks(bench) == ["root"]
+        assert bench.owner.info().config.vdpa is None
+
+
+async def test_device_that_cannot_be_opened_is_not_kept() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        bench.machine.add_error = HostError("open", 2, path="/disk.raw")
+
+        with pytest.raises(HostError):
+            await bench.do(AddDevice("disks", DISK))
+
+        assert disks(bench) == []
+
+
+async def test_add_to_a_machine_that_fails_meanwhile_is_refused() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        bench.machine.add_hangs = True
+        bench.machine.break_down.set()
+
+        with pytest.raises(StateError, match="not running"):
+            await bench.do(AddDevice("disks", DISK))
+        await bench.ended.wait()
+
+
+async def test_device_removed_from_a_running_vm_leaves_the_configuration_at_once() -> None:
+    named = DISK.model_copy(update={"id": "root"})
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), AddDevice("disks", named))
+
+        await bench.do(RemoveDevice("_virtio-pci-root"))
+
+        assert bench.machine.calls[-1] == "remove _virtio-pci-root"
+        assert bench.owner.info().config.disks is None
+
+
+async def test_device_that_the_machine_does_not_give_stays_in_the_configuration() -> None:
+    named = DISK.model_copy(update={"id": "root"})
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), AddDevice("disks", named))
+        bench.machine.remove_error = NotFoundError("No device")
+
+        with pytest.raises(NotFoundError):
+            await bench.do(RemoveDevice("root"))
+
+        assert disks(bench) == ["root"]
+
+
+async def test_device_removed_from_a_created_vm_is_gone_and_an_unknown_one_is_not_found() -> None:
+    named = DISK.model_copy(update={"id": "root"})
+    async with running() as bench:
+        await bench.do(Create(CONFIG), AddDevice("disks", DISK), AddDevice("disks", named))
+
+        await bench.do(RemoveDevice("root"))
+
+        assert bench.owner.info().config.disks == (DISK,)
+        with pytest.raises(NotFoundError, match="root"):
+            await bench.do(RemoveDevice("root"))
