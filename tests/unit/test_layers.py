@@ -35,6 +35,21 @@ def test_devices_import_no_other_device(imports: list[layers.Import]) -> None:
     assert layers.devices_that_know_devices(imports) == []
 
 
+def test_client_knows_models_and_errors_only(imports: list[layers.Import]) -> None:
+    assert layers.clients_that_know_the_server(imports) == []
+
+
+def test_client_that_knows_the_server_is_found(tmp_path: Path) -> None:
+    imports = imports_of(
+        tmp_path,
+        {"vmm/api/app.py": "", "vmm/client/calls.py": "import vmm.api.app\nimport vmm.errors"},
+    )
+
+    (breach,) = layers.clients_that_know_the_server(imports)
+
+    assert breach.startswith("vmm/client/calls.py:1: vmm.client.calls imports vmm.api.app: ")
+
+
 def test_files_are_short() -> None:
     assert layers.files_too_long() == []
 

@@ -74,6 +74,11 @@ class RestoredNetConfig(ConfigModel):
     fds: Array[Descriptor] | None = None
     num_fds: U64 | None = None
 
+    def to_json(self) -> dict[str, object]:
+        """Give plain data; without the numbers, their count still says whose is which."""
+        shown = super().to_json()
+        return shown if self.fds is None else {"num_fds": len(self.fds)} | shown
+
 
 class RestoredDeviceConfig(ConfigModel):
     """The descriptor that replaces the one a VFIO device had."""

@@ -1,31 +1,21 @@
-"""A small HTTP client for a VMM's API socket, for tests: one connection, JSON in and out."""
+"""A small HTTP client for a VMM's API socket, for tests: one connection, JSON in and out.
+
+Every reply is held against the API document: an undocumented status or field fails the test.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
-import h11
 import trio
 
-READ_SIZE = 65536
+from vmm.client.http import READ_SIZE, Conversation, Reply
+from vmm.testing.schema import Document
 
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the server answered: status code, headers by lower-case name, raw body."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:  # noqa: ANN401  whatever the server sent
-        """The body as JSON. Raises: ValueError when it is none."""
-        return json.loads(self.body)
+__all__ = ["ApiConnection", "Reply"]
 
 
 class ApiConnection:
@@ -33,7 +23,7 @@ class ApiConnection:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._http = h11.Connection(h11.CLIENT)
+        self._conversation = Conversation()
 
     @classmethod
     @asynccontextmanager
@@ -52,35 +42,29 @@ class ApiConnection:
         return await self.request("PUT", name, body)
 
     async def request(self, method: str, name: str, body: object = None) -> Reply:
-        """Send one request and wait for its reply."""
-        data = b"" if body is None else json.dumps(body).encode()
-        headers = [("Host", "localhost"), ("Accept", "*/*")]
-        if body is not None:
-            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(data)))]
-        await self._send(
-            h11.Request(method=method, target=f"/api/v1/{name}", headers=headers),
-            *([h11.Data(data=data)] if data else []),
-            h11.EndOfMessage(),
-        )
-        reply = await self._receive()
-        self._http.start_next_cycle()
-        return reply
+        """Send one request and wait for its reply.
 
-    async def _send(self, *events: h11.Event) -> None:
-        await self._stream.send_all(b"".join(self._http.send(event) or b"" for event in events))
-
-    async def _receive(self) -> Reply:
-        status, headers, body = 0, {}, b""
+        Raises: AssertionError for a reply that the document does not describe.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        await self._stream.send_all(self._conversation.ask(method, f"/{name}", data))
         while True:
-            event = self._http.next_event()
-            if event is h11.NEED_DATA:
-                self._http.receive_data(await self._stream.receive_some(READ_SIZE))
-            elif isinstance(event, h11.Response):
-                status = event.status_code
-                headers = {name.decode(): value.decode() for name, value in event.headers}
-            elif isinstance(event, h11.Data):
-                body += bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
-                return Reply(status, headers, body)
-            elif isinstance(event, h11.ConnectionClosed):
-                raise ConnectionResetError("The VMM closed the connection without an answer")
+            reply = self._conversation.hear(await self._stream.receive_some(READ_SIZE))
+            if reply is not None:
+                _check(method, f"/{name}", reply)
+                return reply
+
+
+def _check(method: str, path: str, reply: Reply) -> None:
+    """Hold a reply against the document. Raises: AssertionError with all that is wrong."""
+    body = reply.json if reply.body else None
+    faults = list(_document().answer_faults(method, path, reply.status, body))
+    assert not faults, "; ".join(faults)
+
+
+@cache
+def _document() -> Document:
+    # Here, as it imports the whole API: who only opens a connection starts without it.
+    from vmm.api.openapi import document
+
+    return Document(document())
