@@ -123,11 +123,20 @@ def format_error_chain(error: BaseException) -> str:
 
     Spec: Cloud Hypervisor command line, error output.
     """
-    lines = [line for each in causes(error) for line in _sentences(each)]
+    return format_lines(PROGRAM, sentences_of(error))
+
+
+def format_lines(program: str, lines: Sequence[str]) -> str:
+    """Write what a program failed with, outermost first."""
     if len(lines) == 1:
-        return f"Error: {PROGRAM} exited with the following error:\n  {lines[0]}"
+        return f"Error: {program} exited with the following error:\n  {lines[0]}"
     numbered = "\n".join(f"  {index}: {line}" for index, line in enumerate(lines))
-    return f"Error: {PROGRAM} exited with the following chain of errors:\n{numbered}"
+    return f"Error: {program} exited with the following chain of errors:\n{numbered}"
+
+
+def sentences_of(error: BaseException) -> list[str]:
+    """Say what an error and its causes are, outermost first; every problem has its own line."""
+    return [line for each in causes(error) for line in _sentences(each)]
 
 
 def _sentences(error: BaseException) -> Sequence[str]:

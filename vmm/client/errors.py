@@ -10,7 +10,7 @@ from http import HTTPStatus
 from vmm.errors import HostError, PeerError, VmmError
 
 _HINTS = {
-    errno.ENOENT: "no such file: start a VMM with --api-socket path=…, or correct the path",
+    errno.ENOENT: "start a VMM with --api-socket path=…, or correct the path",
     errno.ECONNREFUSED: "nobody listens there: the VMM has ended, or the file is no socket",
     errno.EACCES: "it belongs to another user: be that user, or root",
     errno.EAGAIN: "the VMM accepts no connection: see whether it still runs",

@@ -1,0 +1,1 @@
+"""``vmm-remote``: a running VM from the shell, with the subcommands of ch-remote."""
