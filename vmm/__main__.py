@@ -7,6 +7,17 @@ import os
 import signal
 import sys
 
+from vmm.deferred import defer
+
+UNUSED = (
+    *("hmac", "idna", "secrets", "shutil", "ssl", "tempfile", "tokenize"),
+    "importlib.metadata:entry_points",
+    "trio._dtls:DTLSChannel,DTLSChannelStatistics,DTLSEndpoint",
+    "urllib.parse:quote_from_bytes",
+    "zoneinfo:ZoneInfo,ZoneInfoNotFoundError",
+)
+"""What Trio and pydantic import and a VM without TLS, host names and plug-ins does not use."""
+
 LAST_STANDARD_STREAM = 2
 PRIVATE_UMASK = 0o077
 """What this process creates is its user's alone: sockets, logs, console files."""
@@ -17,6 +28,7 @@ def main() -> int:
     # Imports make no garbage, and to look for it takes a tenth of the start. The loop turns the
     # collector on again once it runs.
     gc.disable()
+    defer(*UNUSED)
     # Spares pydantic a search through all installed packages for plug-ins that we have not.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     os.umask(PRIVATE_UMASK)

@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 from pydantic import ValidationError
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 PROGRAM = "trio-vmm"
 USAGE = "vmm [OPTIONS] [--kernel <kernel>|--firmware <firmware>] …"
 SECCOMP_MODES = ("true", "false", "log", "errno")
+HELP_COLUMNS = 80
 BOOT_ITEMS = ("kernel", "firmware", "igvm")
 
 VMM_OPTIONS = {
@@ -217,7 +219,9 @@ class _Once(argparse.Action):
 
 
 def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
-    parser = _Parser(prog="vmm", allow_abbrev=False)
+    # argparse makes a formatter for every option, which would ask for the terminal's width.
+    formatter = partial(argparse.HelpFormatter, width=HELP_COLUMNS)
+    parser = _Parser(prog="vmm", allow_abbrev=False, formatter_class=formatter)
     parser.vm_options = vm_options
     parser.add_argument("-V", "--version", action="store_true")
     parser.add_argument("-v", dest="verbosity", action="count", default=0)
