@@ -10,13 +10,13 @@ import sys
 from vmm.deferred import defer
 
 UNUSED = (
-    *("hmac", "idna", "secrets", "shutil", "ssl", "tempfile", "tokenize"),
+    *("hmac", "idna", "json", "secrets", "shutil", "ssl", "tempfile", "tokenize"),
     "importlib.metadata:entry_points",
     "trio._dtls:DTLSChannel,DTLSChannelStatistics,DTLSEndpoint",
     "urllib.parse:quote_from_bytes",
     "zoneinfo:ZoneInfo,ZoneInfoNotFoundError",
 )
-"""What Trio and pydantic import and a VM without TLS, host names and plug-ins does not use."""
+"""What is imported, mostly by Trio and pydantic, and not used until a VM runs, if ever."""
 
 LAST_STANDARD_STREAM = 2
 PRIVATE_UMASK = 0o077

@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -52,8 +51,7 @@ ABSENT_OPTIONS = ("restore", "fw-cfg-config", "gdb", "ivshmem", "log-format")
 """Documented options that this version has not; each is refused by name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """What one command line asks for.
 
     ``api_socket`` and ``event_monitor`` are a path or the number of an inherited descriptor;

@@ -22,8 +22,8 @@ from vmm.kvm_cffi import (
     Vm,
     address_of,
     constants,
-    raw_exit_loop,
 )
+from vmm.kvm_cffi.bench import raw_exit_loop
 
 pytestmark = pytest.mark.kvm
 

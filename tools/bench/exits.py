@@ -39,8 +39,8 @@ from vmm.kvm_cffi import (
     Uart,
     VcpuThread,
     address_of,
-    raw_exit_loop,
 )
+from vmm.kvm_cffi.bench import raw_exit_loop
 from vmm.machine.bus import Bus
 from vmm.machine.vcpu import VcpuTask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from vmm.pci.allocator import Span
@@ -27,8 +26,7 @@ class PciSegment(NamedTuple):
     irqs: tuple[int, ...] = PCI_IRQS
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """A machine as its firmware describes it to the operating system.
 
     ``apic_ids`` has one entry a possible vCPU, by index; the first ``boot_vcpus`` are there at

@@ -8,8 +8,7 @@ model's fields (``vmm.config.values``); the rules for quotes and brackets are in
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
@@ -25,8 +24,7 @@ logger = logging.getLogger("vmm.config")
 M = TypeVar("M", bound=ConfigModel)
 
 
-@dataclass(frozen=True, slots=True)
-class OneKey:
+class OneKey(NamedTuple):
     """A field that has one key, perhaps under older names too."""
 
     key: str

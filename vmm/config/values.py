@@ -7,7 +7,6 @@ field's own annotation. Values come out as plain data; the model that takes them
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import UnionType
 from typing import Annotated, Final, NamedTuple, Protocol, Union, get_args, get_origin
@@ -40,8 +39,7 @@ class FieldSyntax(Protocol):
     def write(self, value: object) -> Iterator[str]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Cli:
+class Cli(NamedTuple):
     """How the command line departs from the field's name and type.
 
     ``also`` holds older names of the key; ``default`` and ``same_as`` fill a field that JSON

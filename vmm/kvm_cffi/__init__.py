@@ -1,6 +1,5 @@
 """KVM from Python: one method an ioctl, and the vCPU loop that runs in C."""
 
-from vmm.kvm_cffi.bench import raw_exit_loop
 from vmm.kvm_cffi.guest_memory import GuestMemoryMap
 from vmm.kvm_cffi.mechanisms import (
     AllOnes,
@@ -65,5 +64,4 @@ __all__ = [
     "Vm",
     "address_of",
     "bind_to_numa_node",
-    "raw_exit_loop",
 ]

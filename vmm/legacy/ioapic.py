@@ -12,8 +12,7 @@ destination is the guest half of KVM_FEATURE_MSI_EXT_DEST_ID (Linux, virt/kvm/x8
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vmm.errors import ConfigError
 
@@ -68,8 +67,7 @@ class Routes(Protocol):
         """Let the pin's interrupts through."""
 
 
-@dataclass(frozen=True, slots=True)
-class IoapicState:
+class IoapicState(NamedTuple):
     """What a snapshot keeps: two registers, and one 64-bit entry a pin."""
 
     identification: int

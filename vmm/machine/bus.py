@@ -7,8 +7,7 @@ entered here as well, and the exit task finds its handler by bisection.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.errors import InternalError
 
@@ -43,8 +42,7 @@ class Lifecycle(Protocol):
         """Say that the guest powered off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """A claimed piece of one address space, in bytes."""
 
     base: int

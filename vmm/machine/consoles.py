@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import field
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.console import Backend, SizedBackend, open_backend
 from vmm.console.null import NullBackend
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Consoles:
+class Consoles(NamedTuple):
     """The other side of the serial port, of the debug console, of the firmware's debug port, and
     of the virtio console."""
 

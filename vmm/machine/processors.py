@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot import registers
 from vmm.boot.cpuid import CpuModel, common_cpuid, guest_phys_bits, vcpu_cpuid
@@ -24,8 +23,7 @@ X2APIC_ABOVE = 254
 """An APIC id beyond this does not fit the 8 bits that xAPIC mode has for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Processors:
+class Processors(NamedTuple):
     """What all vCPUs of a machine have in common, worked out before any is created."""
 
     model: CpuModel

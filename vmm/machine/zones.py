@@ -7,7 +7,6 @@ meets the end of a range is split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.layout import RamRange
@@ -21,8 +20,7 @@ HUGE_PAGE = 2 << 20
 DEFAULT_ZONE = "mem0"
 
 
-@dataclass(frozen=True, slots=True)
-class Zone:
+class Zone(NamedTuple):
     """A stretch of RAM with one kind of backing; ``size`` in bytes."""
 
     id: str

@@ -11,8 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn, Protocol
 
 import trio
 
@@ -33,8 +32,7 @@ class Memory(Protocol):
     def write(self, gpa: int, data: bytes | memoryview) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Active:
+class Active(NamedTuple):
     """What a device has while its driver drives it.
 
     ``features`` are those both sides agreed on. ``queues`` are the enabled ones, by index; their
