@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from vmm import __version__
 from vmm.config.memory import MemoryConfig, MemoryZoneConfig
-from vmm.config.model import ConfigModel
+from vmm.config.model import ConfigModel, LaterModel
 from vmm.config.payload import PayloadConfig
 from vmm.config.refusal import refusals
 from vmm.config.rng import RtcConfig
@@ -29,7 +29,7 @@ from vmm.config.syntax import field_syntaxes, parse_keys, parse_option
 from vmm.config.tokens import dequote
 from vmm.config.units import I32_MAX, parse_decimal
 from vmm.config.validation import validate
-from vmm.config.values import shape_of
+from vmm.config.values import shape_of, unwrap
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, UnsupportedError, causes
 
@@ -72,9 +72,20 @@ class VmOption(NamedTuple):
 
     flag: str
     field: str
-    model: type[ConfigModel] | None
+    kind: type[ConfigModel] | LaterModel | None
     is_list: bool
-    caption: str
+    caption_of_switch: str = ""
+
+    @property
+    def model(self) -> type[ConfigModel] | None:
+        """The model that is given, declared now if it was not."""
+        return self.kind.model if isinstance(self.kind, LaterModel) else self.kind
+
+    @property
+    def caption(self) -> str:
+        """What help says."""
+        doc = self.caption_of_switch if self.model is None else self.model.__doc__ or ""
+        return doc.partition("\n")[0].replace("``", "").removesuffix(".")
 
     @property
     def dest(self) -> str:
@@ -147,17 +158,15 @@ def _sentences(error: BaseException) -> Sequence[str]:
 
 def _vm_options() -> Iterator[VmOption]:
     for name, field in VmConfig.model_fields.items():
-        shape = shape_of(field)
-        if shape.type is bool and shape.cli.key is not None:
-            yield VmOption(shape.cli.key, name, None, False, shape.cli.caption)
-        elif issubclass(shape.type, ConfigModel) and shape.type.FLAG:
-            yield VmOption(shape.type.FLAG, name, shape.type, shape.is_list, _caption(shape.type))
-    zone = MemoryZoneConfig
-    yield VmOption(zone.FLAG, "memory.zones", zone, True, _caption(zone))
-
-
-def _caption(model: type[ConfigModel]) -> str:
-    return (model.__doc__ or "").partition("\n")[0].replace("``", "").removesuffix(".")
+        kind, is_list, _ = unwrap(field)
+        if isinstance(kind, LaterModel):
+            yield VmOption(kind.flag, name, kind, is_list)
+        elif issubclass(kind, ConfigModel):
+            if kind.FLAG:
+                yield VmOption(kind.FLAG, name, kind, is_list)
+        elif (cli := shape_of(field).cli).key is not None:
+            yield VmOption(cli.key, name, None, False, cli.caption)
+    yield VmOption(MemoryZoneConfig.FLAG, "memory.zones", MemoryZoneConfig, True)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,11 +237,11 @@ def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
         choices = SECCOMP_MODES if name == "seccomp" else None
         parser.add_argument(f"--{name}", action=_Once, choices=choices)
     for option in vm_options:
-        if option.model is None:
+        if option.kind is None:
             parser.add_argument(option.flag, action="store_true", default=None)
         elif option.is_list:
             parser.add_argument(option.flag, action="extend", nargs="+")
-        elif option.model is RtcConfig:  # The one object that has nothing to say.
+        elif option.kind is RtcConfig:  # The one object that has nothing to say.
             parser.add_argument(option.flag, action=_Once, nargs="?", const="")
         else:
             parser.add_argument(option.flag, action=_Once)

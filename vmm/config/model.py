@@ -8,9 +8,11 @@ first use, as most objects are not part of most configurations.
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import ClassVar
+from importlib import import_module
+from typing import Any, ClassVar, Union
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 
 class ConfigModel(BaseModel):
@@ -35,6 +37,35 @@ class ConfigModel(BaseModel):
             for name in type(self).model_fields
             if self.shows(name, value := getattr(self, name))
         }
+
+
+class LaterModel:
+    """Stands for a model in another's annotation, and declares it when it is first needed.
+
+    To declare a model takes longer than to build the device that it describes. ``flag`` is the
+    model's own.
+    """
+
+    def __init__(self, module: str, name: str, flag: str) -> None:
+        self._module = module
+        self._name = name
+        self.flag = flag
+
+    @property
+    def model(self) -> type[ConfigModel]:
+        """The model itself."""
+        model: type[ConfigModel] = getattr(import_module(f"vmm.config.{self._module}"), self._name)
+        return model
+
+    def __or__(self, other: Any) -> Any:  # noqa: ANN401  an annotation
+        return Union[self, other]  # noqa: UP007  the operator is this very method
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: Any,  # noqa: ANN401  pydantic's own signature
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        return handler.generate_schema(self.model)
 
 
 def plain(value: object) -> object:

@@ -41,3 +41,7 @@ class PlatformConfig(ConfigModel):
     @classmethod
     def _join_spellings(cls, given: object) -> object:
         return join_spellings(cls, given)
+
+
+DEFAULT_PLATFORM = PlatformConfig.model_construct()
+"""What a configuration without a platform has; made without a validator, which takes time."""

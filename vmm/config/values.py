@@ -14,6 +14,7 @@ from typing import Annotated, Final, NamedTuple, Protocol, Union, get_args, get_
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from vmm.config.model import LaterModel
 from vmm.config.tokens import dequote, quote, split, unbracket
 from vmm.config.units import Mark, format_byte_size, parse_byte_size, parse_decimal
 
@@ -72,6 +73,12 @@ class Shape(NamedTuple):
 
 def shape_of(field: FieldInfo) -> Shape:
     """Take ``None``, ``Annotated`` and ``tuple`` off a field's annotation."""
+    inner, is_list, marks = unwrap(field)
+    return Shape(inner.model if isinstance(inner, LaterModel) else inner, is_list, marks)
+
+
+def unwrap(field: FieldInfo) -> tuple[type | LaterModel, bool, tuple[object, ...]]:
+    """Do what ``shape_of`` does without declaring a model that comes later."""
     inner: object = field.annotation
     marks = list(field.metadata)
     is_list = False
@@ -87,8 +94,8 @@ def shape_of(field: FieldInfo) -> Shape:
             inner = arguments[0]
         else:
             break
-    assert isinstance(inner, type) or origin is dict
-    return Shape(inner if isinstance(inner, type) else dict, is_list, tuple(marks))
+    assert isinstance(inner, type | LaterModel) or origin is dict
+    return inner if isinstance(inner, type | LaterModel) else dict, is_list, tuple(marks)
 
 
 def key_of(model: type[BaseModel], name: str) -> str:

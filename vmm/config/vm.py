@@ -1,32 +1,51 @@
 """``VmConfig``: the whole configuration of a VM."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from vmm.config.balloon import BalloonConfig
 from vmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig
 from vmm.config.cpus import DEFAULT_VCPUS, CpusConfig
-from vmm.config.device import DeviceConfig, UserDeviceConfig, VdpaConfig
-from vmm.config.disk import DiskConfig
-from vmm.config.fs import FsConfig
-from vmm.config.generic_vhost_user import GenericVhostUserConfig
-from vmm.config.landlock import LandlockConfig
 from vmm.config.memory import DEFAULT_SIZE, MemoryConfig
-from vmm.config.model import ConfigModel, join_spellings
-from vmm.config.net import NetConfig
-from vmm.config.numa import NumaConfig
+from vmm.config.model import ConfigModel, LaterModel, join_spellings
 from vmm.config.payload import PayloadConfig
 from vmm.config.pci import PciSegmentConfig
 from vmm.config.platform import PlatformConfig
-from vmm.config.pmem import PmemConfig
-from vmm.config.rate_limit import RateLimitGroupConfig
 from vmm.config.rng import DEFAULT_SOURCE, RngConfig, RtcConfig
-from vmm.config.tpm import TpmConfig
 from vmm.config.units import Array
 from vmm.config.values import Cli
-from vmm.config.vsock import VsockConfig
+
+if TYPE_CHECKING:
+    from vmm.config.balloon import BalloonConfig
+    from vmm.config.device import DeviceConfig, UserDeviceConfig, VdpaConfig
+    from vmm.config.disk import DiskConfig
+    from vmm.config.fs import FsConfig
+    from vmm.config.generic_vhost_user import GenericVhostUserConfig
+    from vmm.config.landlock import LandlockConfig
+    from vmm.config.net import NetConfig
+    from vmm.config.numa import NumaConfig
+    from vmm.config.pmem import PmemConfig
+    from vmm.config.rate_limit import RateLimitGroupConfig
+    from vmm.config.tpm import TpmConfig
+    from vmm.config.vsock import VsockConfig
+else:
+    BalloonConfig = LaterModel("balloon", "BalloonConfig", "--balloon")
+    DeviceConfig = LaterModel("device", "DeviceConfig", "--device")
+    UserDeviceConfig = LaterModel("device", "UserDeviceConfig", "--user-device")
+    VdpaConfig = LaterModel("device", "VdpaConfig", "--vdpa")
+    DiskConfig = LaterModel("disk", "DiskConfig", "--disk")
+    FsConfig = LaterModel("fs", "FsConfig", "--fs")
+    GenericVhostUserConfig = LaterModel(
+        "generic_vhost_user", "GenericVhostUserConfig", "--generic-vhost-user"
+    )
+    LandlockConfig = LaterModel("landlock", "LandlockConfig", "--landlock-rules")
+    NetConfig = LaterModel("net", "NetConfig", "--net")
+    NumaConfig = LaterModel("numa", "NumaConfig", "--numa")
+    PmemConfig = LaterModel("pmem", "PmemConfig", "--pmem")
+    RateLimitGroupConfig = LaterModel("rate_limit", "RateLimitGroupConfig", "--rate-limit-group")
+    TpmConfig = LaterModel("tpm", "TpmConfig", "--tpm")
+    VsockConfig = LaterModel("vsock", "VsockConfig", "--vsock")
 
 # The defaults are known to be right, and to validate them would cost the start of every VM the
 # making of their validators.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.console import Backend, SizedBackend, open_backend
@@ -21,7 +20,7 @@ class Consoles(NamedTuple):
     serial: Backend
     debug: Backend
     firmware: Backend
-    console: SizedBackend = field(default_factory=NullBackend)
+    console: SizedBackend = NullBackend()
 
     def described_in(self, config: VmConfig) -> VmConfig:
         """The configuration with the paths that opening chose."""

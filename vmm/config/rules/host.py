@@ -1,12 +1,17 @@
 """Rules for what is taken from the host: VFIO devices, files as memory, rate limits, Landlock."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
 
-from vmm.config.device import DeviceConfig
-from vmm.config.platform import PlatformConfig
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from vmm.config.platform import DEFAULT_PLATFORM, PlatformConfig
 from vmm.config.pmem import ALIGNMENT_BYTES
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
+
+if TYPE_CHECKING:
+    from vmm.config.device import DeviceConfig
 
 LAST_BAR = 5
 ACCESS_LETTERS = frozenset("rw")
@@ -36,7 +41,7 @@ def _rate_limit_groups(config: VmConfig) -> Iterator[Problem]:
 
 
 def _devices(config: VmConfig) -> Iterator[Problem]:
-    platform = config.platform or PlatformConfig()
+    platform = config.platform or DEFAULT_PLATFORM
     taken: dict[str, str] = {}
     for index, device in enumerate(config.devices or ()):
         path = f"devices[{index}]"

@@ -7,7 +7,7 @@ from vmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig, S
 from vmm.config.cpus import CpusConfig, CpuTopology
 from vmm.config.memory import MemoryConfig, MemoryZoneConfig
 from vmm.config.pci import PciSegmentConfig
-from vmm.config.platform import PlatformConfig
+from vmm.config.platform import DEFAULT_PLATFORM, PlatformConfig
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
 
@@ -26,7 +26,7 @@ def problems(config: VmConfig) -> Iterator[Problem]:
     yield from _consoles(config)
     yield from _cpus(config.cpus)
     yield from _memory(config.memory)
-    yield from _platform(config.platform or PlatformConfig())
+    yield from _platform(config.platform or DEFAULT_PLATFORM)
     yield from _pci_segments(config)
     yield from _balloon(config)
 
@@ -186,7 +186,7 @@ def _platform(platform: PlatformConfig) -> Iterator[Problem]:
 
 
 def _pci_segments(config: VmConfig) -> Iterator[Problem]:
-    count = (config.platform or PlatformConfig()).num_pci_segments
+    count = (config.platform or DEFAULT_PLATFORM).num_pci_segments
     for index, segment in enumerate(config.pci_segments or ()):
         path = f"pci_segments[{index}]"
         if segment.pci_segment >= count:

@@ -1,16 +1,21 @@
 """Rules for NUMA nodes: what a node must have, and what only one node may have."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from vmm.config.numa import NumaConfig
-from vmm.config.platform import PlatformConfig
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vmm.config.platform import DEFAULT_PLATFORM
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
+
+if TYPE_CHECKING:
+    from vmm.config.numa import NumaConfig
 
 
 def problems(config: VmConfig) -> Iterator[Problem]:
     """Yield what is wrong with the NUMA nodes."""
-    segments = (config.platform or PlatformConfig()).num_pci_segments
+    segments = (config.platform or DEFAULT_PLATFORM).num_pci_segments
     owner_of_zone: dict[str, int] = {}
     owner_of_segment: dict[int, int] = {}
     for index, node in enumerate(config.numa or ()):

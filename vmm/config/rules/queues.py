@@ -1,17 +1,18 @@
 """Rules for devices with queues: disks, networks and what vhost-user back ends serve."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from vmm.config.disk import DiskConfig
-from vmm.config.fs import FsConfig
-from vmm.config.generic_vhost_user import (
-    REFUSED_TYPES,
-    VIRTIO_DEVICE_TYPES,
-    GenericVhostUserConfig,
-)
-from vmm.config.net import NetConfig
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
+
+if TYPE_CHECKING:
+    from vmm.config.disk import DiskConfig
+    from vmm.config.fs import FsConfig
+    from vmm.config.generic_vhost_user import GenericVhostUserConfig
+    from vmm.config.net import NetConfig
 
 MAX_QUEUE_SIZE = 32768
 MAX_SERIAL_BYTES = 20
@@ -135,6 +136,8 @@ def _fs(path: str, fs: FsConfig, config: VmConfig) -> Iterator[Problem]:
 
 
 def _generic(path: str, device: GenericVhostUserConfig, config: VmConfig) -> Iterator[Problem]:
+    from vmm.config.generic_vhost_user import REFUSED_TYPES, VIRTIO_DEVICE_TYPES
+
     yield from _shareable(at(path, device, "socket"), "vhost-user", config)
     for size in device.queue_sizes:
         yield from _queue_size(at(path, device, "queue_sizes"), size)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from vmm.config.model import ConfigModel
 from vmm.config.pci import PciDevice, PciSlot
-from vmm.config.platform import PlatformConfig
+from vmm.config.platform import DEFAULT_PLATFORM, PlatformConfig
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
 
@@ -14,7 +14,7 @@ RESERVED_PREFIX = "__"
 
 def problems(config: VmConfig) -> Iterator[Problem]:
     """Yield what is wrong with slots and identifiers."""
-    platform = config.platform or PlatformConfig()
+    platform = config.platform or DEFAULT_PLATFORM
     for path, device in pci_devices(config):
         yield from _slot(path, device, platform)
     yield from _identifiers(config)
