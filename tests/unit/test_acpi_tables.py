@@ -177,7 +177,7 @@ def test_build_with_the_most_vcpus_stays_below_smbios() -> None:
 
 
 def test_build_with_the_most_segments_stays_below_smbios() -> None:
-    block = build(replace(MACHINE, segments=(SEGMENT_0,) * 96, apic_ids=tuple(range(4096))))
+    block = build(MACHINE._replace(segments=(SEGMENT_0,) * 96, apic_ids=tuple(range(4096))))
 
     assert RSDP_ADDRESS + len(block) <= LIMIT_ADDRESS
 
