@@ -122,6 +122,8 @@ def test_object_of_the_contract_has_its_fields_and_types(name: str) -> None:
     for field, schema in SCHEMAS[name].get("properties", {}).items():
         shown = kind_of(served["properties"][field])
         assert describe(shown) == describe(schema), field
+        stated = {limit: schema[limit] for limit in ("minimum", "maximum") if limit in schema}
+        assert stated.items() <= shown.items(), field
     assert set(SCHEMAS[name].get("enum", ())) <= set(served.get("enum", ()))
 
 

@@ -17,6 +17,8 @@ from vmm.api.openapi import document
 from vmm.api.paths import ROUTES
 from vmm.client import ApiError, AsyncClient, Client, calls
 from vmm.config.document import parse_document
+from vmm.config.info import PciDeviceInfo
+from vmm.config.net import NetConfig
 from vmm.errors import ConfigError, NotCreatedError, StateError, UnsupportedError
 from vmm.machine import commands
 
@@ -123,6 +125,14 @@ async def test_bytes_are_created_as_they_are(ask: Ask, tmp_path: Path) -> None:
     assert owner.commands == [commands.Create(CONFIG)]
 
 
+async def test_device_that_was_added_has_its_place(ask: Ask, tmp_path: Path) -> None:
+    place = PciDeviceInfo(id="_disk0", bdf="0000:00:05.0")
+    async with serving(FakeOwner(place=place), tmp_path) as api:
+        answer = await ask(api.path, case_of("add_disk"))
+
+    assert answer == place
+
+
 async def test_body_larger_than_a_socket_holds_arrives(ask: Ask, tmp_path: Path) -> None:
     owner = FakeOwner()
     body = b'{"payload": {"kernel": "/boot/vmlinuz"}}'.ljust(3 << 20)
@@ -202,8 +212,6 @@ async def test_missing_vm_is_a_404(ask: Ask, tmp_path: Path) -> None:
 
 
 def test_create_with_open_files_is_refused_before_it_is_sent() -> None:
-    from vmm.config.net import NetConfig
-
     config = CONFIG.model_copy(update={"net": (NetConfig(fds=(5,)),)})
 
     with pytest.raises(ConfigError, match=r"vm\.add-net"):
