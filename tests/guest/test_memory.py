@@ -49,3 +49,32 @@ async def test_guest_runs_in_zones_of_each_backing(
 
         assert 440 << 10 < total_kib < 512 << 10
         assert (place / "ram").stat().st_blocks > 0
+
+
+async def test_guest_sees_the_numa_nodes_as_configured(
+    place: Path, linux: Kernel, minimal: Path
+) -> None:
+    async with booted(
+        place,
+        linux,
+        minimal,
+        *("--cpus", "boot=3", "--platform", "num_pci_segments=2", "--memory", "size=0"),
+        *("--memory-zone", "id=near,size=256M", "id=far,size=128M", "id=rest,size=64M"),
+        "--numa",
+        "guest_numa_id=0,cpus=[0],memory_zones=[near],distances=[1@25]",
+        "guest_numa_id=1,cpus=[1-2],memory_zones=[far],pci_segments=[1]",
+    ) as guest:
+        nodes = "/sys/devices/system/node"
+        cpus = (await guest.run(f"cat {nodes}/node*/cpulist")).split()
+        distances = (await guest.run(f"cat {nodes}/node*/distance")).splitlines()
+        totals = (await guest.run(f"grep -h MemTotal {nodes}/node*/meminfo")).splitlines()
+        near, far = (int(line.split()[3]) >> 10 for line in totals)
+        bridge = await guest.run("cat /sys/devices/pci0001:00/pci_bus/0001:00/cpuaffinity")
+        tables = await guest.run("ls /sys/firmware/acpi/tables")
+
+    assert cpus == ["0", "1-2"]
+    assert [line.split() for line in distances] == [["10", "25"], ["25", "10"]]
+    assert 240 < near < 320  # Zone near, and zone rest that no node has; less the kernel.
+    assert 100 < far < 128
+    assert int(bridge, 16) == 0b110
+    assert {"SRAT", "SLIT"} <= set(tables.split())

@@ -124,10 +124,11 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ),
     (
         {
+            "memory": {"size": 0, "zones": [{"id": "z", "size": 1 << 30}]},
             "numa": [
                 {"guest_numa_id": 0, "memory_zones": ["z"]},
                 {"guest_numa_id": 1, "memory_zones": ["z"]},
-            ]
+            ],
         },
         "numa[1].memory_zones (--numa memory_zones=)",
         "Memory zone z belongs to multiple NUMA nodes (0 and 1)",
@@ -144,6 +145,7 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ),
     (
         {
+            "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
             "platform": {"num_pci_segments": 2},
             "numa": [
                 {"guest_numa_id": 1, "cpus": [0], "pci_segments": [1]},
@@ -152,6 +154,57 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
         },
         "numa[1].pci_segments",
         "PCI segment 1 belongs to multiple NUMA nodes (1 and 2)",
+    ),
+    (
+        {"numa": [{"guest_numa_id": 0, "memory_zones": ["z"]}]},
+        "numa[0].memory_zones (--numa memory_zones=)",
+        "there is no memory zone z; give the id of one of memory.zones (--memory-zone)",
+    ),
+    (
+        {"numa": [{"guest_numa_id": 256, "cpus": [0]}]},
+        "numa[0].guest_numa_id (--numa guest_numa_id=) is 256",
+        "give a number up to 255",
+    ),
+    (
+        {"numa": [{"guest_numa_id": 0, "cpus": [0]}, {"guest_numa_id": 0, "cpus": [0]}]},
+        "numa[1].guest_numa_id (--numa guest_numa_id=) is 0",
+        "give each node a number of its own",
+    ),
+    (
+        {"numa": [{"guest_numa_id": 0, "cpus": [1]}]},
+        "numa[0].cpus (--numa cpus=)",
+        "there is no vCPU 1; give numbers below cpus.max_vcpus (1)",
+    ),
+    (
+        {"numa": [{"guest_numa_id": 0, "cpus": [0]}, {"guest_numa_id": 1, "cpus": [0]}]},
+        "numa[1].cpus",
+        "vCPU 0 belongs to multiple NUMA nodes (0 and 1)",
+    ),
+    (
+        {
+            "numa": [
+                {
+                    "guest_numa_id": 0,
+                    "cpus": [0],
+                    "distances": [{"destination": 1, "distance": 20}],
+                }
+            ]
+        },
+        "numa[0].distances (--numa distances=)",
+        "there is no node 1",
+    ),
+    (
+        {
+            "numa": [
+                {
+                    "guest_numa_id": 0,
+                    "cpus": [0],
+                    "distances": [{"destination": 0, "distance": 10}] * 2,
+                }
+            ]
+        },
+        "numa[0].distances",
+        "node 0 has two distances",
     ),
     ({"pci_segments": [{"pci_segment": 1}]}, "pci_segments[0].pci_segment", "segment id: 1"),
     (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from vmm.pci.allocator import Span
+from vmm.pci.bdf import Bdf
 
 PCI_IRQS = tuple(range(5, 13))
 """The interrupts that slots share for their legacy pin: slot i has the (i mod 8)th."""
@@ -17,6 +19,7 @@ class PciSegment(NamedTuple):
     """One PCI segment: a root bridge with a single bus.
 
     ``mmio32`` and ``mmio64`` are where its devices' memory lies; a window of size 0 is left out.
+    ``node`` is the NUMA node that it is near, if there are any.
     """
 
     id: int
@@ -24,6 +27,20 @@ class PciSegment(NamedTuple):
     mmio32: Span
     mmio64: Span
     irqs: tuple[int, ...] = PCI_IRQS
+    node: int | None = None
+
+
+class NumaNode(NamedTuple):
+    """One NUMA node: what is near it, and how far other nodes are as far as it says.
+
+    ``initiators`` are devices that access memory and are no processors.
+    """
+
+    id: int
+    memory: tuple[Span, ...] = ()
+    apic_ids: tuple[int, ...] = ()
+    initiators: tuple[Bdf, ...] = ()
+    distances: Mapping[int, int] = {}
 
 
 class Machine(NamedTuple):
@@ -43,3 +60,4 @@ class Machine(NamedTuple):
     ged_irq: int = GED_IRQ
     has_serial: bool = True
     has_pm1_blocks: bool = False
+    nodes: tuple[NumaNode, ...] = ()

@@ -30,6 +30,7 @@ def root_bridge(segment: PciSegment) -> bytes:
         aml.name("_SEG", segment.id),
         aml.name("_UID", segment.id),
         aml.name("_CCA", 1),
+        *(() if segment.node is None else (aml.name("_PXM", segment.node),)),
         _device_specific_method(),
         aml.name("_CRS", res.resource_template(*_windows(segment))),
         aml.name("_PRT", aml.package(*_interrupt_routes(segment))),

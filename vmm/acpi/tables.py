@@ -1,7 +1,7 @@
 """All ACPI tables of a machine as one block of bytes, from the RSDP on.
 
-The tables follow each other without gaps: RSDP, DSDT, FACP, APIC, MCFG, XSDT. A new table is one
-line in ``_described``.
+The tables follow each other without gaps: RSDP, DSDT, FACP, APIC, MCFG, SRAT, SLIT, XSDT. A new
+table is one line in ``_described``.
 
 Spec: ACPI 6.5, sections 5.2.5 (RSDP) and 5.2.8 (XSDT).
 """
@@ -17,6 +17,8 @@ from vmm.acpi.machine import Machine
 from vmm.acpi.madt import madt
 from vmm.acpi.mcfg import mcfg
 from vmm.acpi.sdt import OEM_ID, checksum, sdt
+from vmm.acpi.slit import slit
+from vmm.acpi.srat import srat
 from vmm.errors import ConfigError
 
 RSDP_ADDRESS = 0xA0000
@@ -54,6 +56,9 @@ def _described(machine: Machine, dsdt_address: int) -> Iterator[bytes]:
     yield fadt(machine, dsdt_address)
     yield madt(machine)
     yield mcfg(machine)
+    if machine.nodes:
+        yield srat(machine)
+        yield slit(machine)
 
 
 def _rsdp(xsdt_address: int) -> bytes:

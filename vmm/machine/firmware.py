@@ -6,12 +6,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm.acpi import tables
-from vmm.acpi.machine import Machine, PciSegment
+from vmm.acpi.machine import Machine, NumaNode, PciSegment
 from vmm.boot.assemble import BootFacts, Payload, prepare
 from vmm.boot.payload import open_payload
 from vmm.boot.smbios import SystemIdentity
 from vmm.errors import InternalError
 from vmm.machine.chipset import GED_IRQ, GED_PAGE, PCI_HOTPLUG_PAGE
+from vmm.machine.numa import node_of_segment, nodes_of
 from vmm.machine.pci_bus import segment_areas
 from vmm.pci.allocator import Span
 
@@ -31,7 +32,8 @@ def write(
 
     Raises: ConfigError (caller: a payload that cannot be booted), HostError (unreadable).
     """
-    memory.write(tables.RSDP_ADDRESS, tables.build(_acpi_machine(config, cpus, areas)))
+    nodes = nodes_of(config, memory.regions, cpus.apic_ids)
+    memory.write(tables.RSDP_ADDRESS, tables.build(_acpi_machine(config, cpus, areas, nodes)))
     payload = config.payload
     if payload is None:
         raise InternalError("A machine without a payload got past validation")
@@ -47,9 +49,17 @@ def write(
         return prepare(memory, Payload(image, initramfs, payload.cmdline or ""), facts)
 
 
-def _acpi_machine(config: VmConfig, cpus: Processors, areas: DeviceAreas) -> Machine:
+def _acpi_machine(
+    config: VmConfig, cpus: Processors, areas: DeviceAreas, nodes: tuple[NumaNode, ...]
+) -> Machine:
     segments = tuple(
-        PciSegment(id, Span(*share.ecam), Span(*share.mmio32), Span(*share.mmio64))
+        PciSegment(
+            id,
+            Span(*share.ecam),
+            Span(*share.mmio32),
+            Span(*share.mmio64),
+            node=node_of_segment(config, id),
+        )
         for id, share in enumerate(segment_areas(config, areas))
     )
     return Machine(
@@ -61,6 +71,7 @@ def _acpi_machine(config: VmConfig, cpus: Processors, areas: DeviceAreas) -> Mac
         ged_irq=GED_IRQ,
         has_serial=config.serial.mode != "Off",
         has_pm1_blocks=config.cpus.nested and config.cpus.kvm_hyperv,
+        nodes=nodes,
     )
 
 

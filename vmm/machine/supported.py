@@ -17,7 +17,6 @@ SECTIONS = {
     "user_devices": "--user-device",
     "vdpa": "--vdpa",
     "vsock": "--vsock",
-    "numa": "--numa",
     "iommu": "iommu=on",
     "tpm": "--tpm",
     "landlock_enable": "--landlock",
