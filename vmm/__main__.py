@@ -49,7 +49,7 @@ def _run(arguments: list[str]) -> int:
 
     try:
         invocation = parse(arguments)
-        with set_up_log(invocation.verbosity, invocation.log_file):
+        with set_up_log(invocation.verbosity, invocation.log_file, invocation.log_format):
             from vmm.loop import hold_signals, run_vmm
 
             with hold_signals():

@@ -45,9 +45,10 @@ VMM_OPTIONS = {
     "api-socket": "Where the API is served: path=<path>, fd=<number> or a bare path",
     "event-monitor": "Where events are written: path=<path> or fd=<number>",
     "log-file": "Where the log is written, instead of stderr; the file is replaced",
+    "log-format": "What a line of the log looks like: a text with tokens such as {level} and {msg}",
     "seccomp": f"Accepted for compatibility, without effect: {', '.join(SECCOMP_MODES)}",
 }
-ABSENT_OPTIONS = ("restore", "fw-cfg-config", "gdb", "ivshmem", "log-format")
+ABSENT_OPTIONS = ("restore", "fw-cfg-config", "gdb", "ivshmem")
 """Documented options that this version has not; each is refused by name."""
 
 
@@ -62,6 +63,7 @@ class Invocation(NamedTuple):
     api_socket: str | int | None = None
     event_monitor: str | int | None = None
     log_file: str | None = None
+    log_format: str | None = None
     seccomp: str | None = None
     verbosity: int = 0
     no_shutdown: bool = False
@@ -123,6 +125,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         api_socket=None if given.api_socket is None else _parse_api_socket(given.api_socket),
         event_monitor=_parse_event_monitor(given.event_monitor),
         log_file=given.log_file,
+        log_format=given.log_format,
         seccomp=given.seccomp,
         verbosity=given.verbosity,
         no_shutdown=given.no_shutdown,

@@ -25,16 +25,20 @@ _FORMAT = "vmm: %(seconds).6fs: <%(task)s> %(levelname)s:%(module)s:%(lineno)d -
 
 
 @contextmanager
-def set_up_log(verbosity: int, path: str | None) -> Iterator[None]:
+def set_up_log(verbosity: int, path: str | None, template: str | None = None) -> Iterator[None]:
     """Send the log to a file (created or truncated) or to stderr.
 
-    ``verbosity`` counts the ``-v``: 0 warnings, 1 info, 2 debug, 3 or more trace.
+    ``verbosity`` counts the ``-v``: 0 warnings, 1 info, 2 debug, 3 or more trace. ``template``
+    says what a line looks like, with tokens in braces.
 
-    Spec: Cloud Hypervisor command line, ``-v`` and ``--log-file``.
-    Raises: HostError, the caller's fault: a path that cannot be written.
+    Spec: Cloud Hypervisor command line, ``-v``, ``--log-file`` and ``--log-format``.
+    Raises: HostError, the caller's fault: a path that cannot be written; ConfigError for a template
+    that cannot be read.
     """
+    formatter = _formatter(template)
     fd = _STDERR if path is None else _open_log(path)
     handler = _Handler(fd, "the log on stderr" if path is None else path)
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     ours = logging.getLogger("vmm")
     levels_before = root.level, ours.level
@@ -52,6 +56,14 @@ def set_up_log(verbosity: int, path: str | None) -> Iterator[None]:
         ours.setLevel(levels_before[1])
         if path is not None:
             os.close(fd)
+
+
+def _formatter(template: str | None) -> logging.Formatter:
+    if template is None:
+        return logging.Formatter(_FORMAT)
+    from vmm.log_format import TemplateFormatter  # Few ask for it; the others start without it.
+
+    return TemplateFormatter(template)
 
 
 def _open_log(path: str) -> int:
@@ -82,7 +94,6 @@ class _Handler(logging.StreamHandler[_Descriptor]):
         super().__init__(_Descriptor(fd))
         self._where = name
         self._has_failed = False
-        self.setFormatter(logging.Formatter(_FORMAT))
         self.addFilter(_add_origin)
 
     def handleError(self, record: logging.LogRecord) -> None:

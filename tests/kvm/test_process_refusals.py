@@ -54,6 +54,15 @@ async def test_command_line_with_absent_sections_names_all_of_them(place: Path) 
         assert f"{name} (" in ended.stderr.decode()
 
 
+async def test_log_format_with_an_unknown_token_ends_the_start(place: Path) -> None:
+    ended = await run_to_its_end("--api-socket", str(place / "api.sock"), "--log-format", "{oops}")
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(b"Error: trio-vmm exited with the following error:\n")
+    assert b"there is no token {oops}" in ended.stderr
+    assert not (place / "api.sock").exists()
+
+
 async def test_api_says_why_with_its_status_and_goes_on_serving(place: Path) -> None:
     refusals = [make(place) for make in REFUSALS.values()]
     async with running(place) as vmm:

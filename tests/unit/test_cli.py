@@ -147,6 +147,7 @@ def test_parse_vm_options_without_a_payload_exit_2(
         (["--event-monitor", "path=/e"], Invocation(event_monitor="/e")),
         (["--event-monitor", "fd=3"], Invocation(event_monitor=3)),
         (["--log-file", "/l"], Invocation(log_file="/l")),
+        (["--log-format", "{msg}"], Invocation(log_format="{msg}")),
         (["--no-shutdown"], Invocation(no_shutdown=True)),
         (["--seccomp", "false"], Invocation(seccomp="false")),
     ],
@@ -180,9 +181,7 @@ def test_parse_seccomp_that_would_filter_warns(caplog: pytest.LogCaptureFixture)
     assert "--seccomp log has no effect" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "option", ["--restore", "--gdb", "--ivshmem", "--log-format", "--fw-cfg-config"]
-)
+@pytest.mark.parametrize("option", ["--restore", "--gdb", "--ivshmem", "--fw-cfg-config"])
 def test_parse_option_that_is_absent_here_is_refused_by_name(option: str) -> None:
     with pytest.raises(UnsupportedError, match=option):
         parse([option, "x=y"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.client_calls import CASES
 from tests.unit.documents import PAGES, ROOT, Call, arguments_of, blocks, call_of, commands
 from tools import layers
 from tools.images.__main__ import _parser as images_parser
@@ -17,6 +18,8 @@ from vmm.api.paths import ROUTES
 from vmm.cli import ABSENT_OPTIONS, Invocation, parse
 from vmm.config.document import parse_document
 from vmm.machine.supported import SECTIONS
+from vmm.remote.__main__ import build_parser
+from vmm.remote.commands import SUBCOMMANDS
 
 REQUEST = re.compile(r"\b(GET|PUT) ((?:vmm?\.[a-z-]+(?:, )?)+)")
 TARGET = re.compile(r"\]\((?!https?:)([^)#]+)")
@@ -103,6 +106,23 @@ def test_table_of_requests_is_what_is_served() -> None:
     }
 
     assert shown == served()
+
+
+def test_methods_of_the_client_are_those_it_has() -> None:
+    text = page("docs/client.md").read_text()
+    named = re.findall(r"`(\w+)`", text.partition("named after it:")[2].partition("\n\n")[0])
+
+    assert set(named) == {case.method for case in CASES}
+
+
+def test_subcommands_of_the_remote_are_those_it_has() -> None:
+    table = page("docs/remote.md").read_text().partition("| subcommand |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines() for name in re.findall(r"`([a-z-]+)`", row)}
+
+    names = {each.name for each in SUBCOMMANDS}
+    assert names <= named
+    for words in shown_arguments("vmm-remote"):
+        build_parser().parse_args(words)
 
 
 def test_limits_name_what_is_refused() -> None:
