@@ -12,6 +12,7 @@ import trio.testing
 from vmm.legacy.debug_console import DebugConsole
 from vmm.legacy.output import FLUSH_SECONDS
 from vmm.legacy.serial import Serial
+from vmm.testing.backends import MemoryConsole
 
 
 class FakeUart:
@@ -43,27 +44,6 @@ class FakeUart:
         return len(accepted)
 
 
-class FakeBackend:
-    """A back end that keeps what is written, at once or, when stalled, never."""
-
-    path = None
-    size = None
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.is_stalled = False
-        self.type, self._typed = trio.open_memory_channel[bytes](10)
-
-    async def write(self, data: bytes) -> None:
-        self.written += data
-        if self.is_stalled:
-            await trio.sleep_forever()
-        await trio.lowlevel.checkpoint()
-
-    async def read(self) -> bytes:
-        return await self._typed.receive()
-
-
 @pytest.fixture
 def uart() -> Iterator[FakeUart]:
     made = FakeUart()
@@ -75,7 +55,7 @@ def uart() -> Iterator[FakeUart]:
 async def test_serial_output_reaches_the_backend_in_order(
     uart: FakeUart, nursery: trio.Nursery
 ) -> None:
-    backend = FakeBackend()
+    backend = MemoryConsole()
     await nursery.start(Serial(uart, backend).run)
 
     uart.guest_writes(b"one ")
@@ -88,7 +68,7 @@ async def test_serial_output_reaches_the_backend_in_order(
 
 
 async def test_serial_input_waits_for_room(uart: FakeUart, nursery: trio.Nursery) -> None:
-    backend = FakeBackend()
+    backend = MemoryConsole()
     await nursery.start(Serial(uart, backend).run)
     heard = []
 
@@ -102,7 +82,7 @@ async def test_serial_input_waits_for_room(uart: FakeUart, nursery: trio.Nursery
 
 
 async def test_serial_cancelled_still_hands_over_the_last_output(uart: FakeUart) -> None:
-    backend = FakeBackend()
+    backend = MemoryConsole()
     async with trio.open_nursery() as nursery:
         await nursery.start(Serial(uart, backend).run)
         uart.guest_writes(b"Kernel panic")
@@ -114,7 +94,7 @@ async def test_serial_cancelled_still_hands_over_the_last_output(uart: FakeUart)
 async def test_serial_cancelled_with_a_stalled_backend_ends_in_time(
     uart: FakeUart, autojump_clock: trio.testing.MockClock
 ) -> None:
-    backend = FakeBackend()
+    backend = MemoryConsole()
     backend.is_stalled = True
     async with trio.open_nursery() as nursery:
         await nursery.start(Serial(uart, backend).run)
@@ -128,7 +108,7 @@ async def test_serial_cancelled_with_a_stalled_backend_ends_in_time(
 
 
 async def test_debug_console_output_reaches_the_backend_also_at_the_end(uart: FakeUart) -> None:
-    backend = FakeBackend()
+    backend = MemoryConsole()
     async with trio.open_nursery() as nursery:
         await nursery.start(DebugConsole(uart, backend).run)
         uart.guest_writes(b"firmware ")

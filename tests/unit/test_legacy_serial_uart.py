@@ -13,29 +13,12 @@ from vmm.kvm_cffi import ByteRing, Uart
 from vmm.legacy import debug_console
 from vmm.legacy.debug_console import DebugConsole
 from vmm.legacy.serial import Serial
+from vmm.testing.backends import MemoryConsole
 
 DATA = 0
 LINE_STATUS = 5
 DATA_READY = 0x01
 TRANSMITTER_EMPTY = 0x20
-
-
-class MemoryBackend:
-    """Keeps what is written; ``type`` is somebody at the keyboard."""
-
-    path = None
-    size = None
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.type, self._typed = trio.open_memory_channel[bytes](1)
-
-    async def write(self, data: bytes) -> None:
-        self.written += data
-        await trio.lowlevel.checkpoint()
-
-    async def read(self) -> bytes:
-        return await self._typed.receive()
 
 
 @pytest.fixture
@@ -59,7 +42,7 @@ async def test_serial_guest_that_prints_more_than_the_queue_holds_loses_nothing(
     uart: Uart,
 ) -> None:
     text = bytes(range(256)) * 8
-    backend = MemoryBackend()
+    backend = MemoryConsole()
     async with trio.open_nursery() as nursery:
         await nursery.start(Serial(uart, backend).run)
         rest = text
@@ -72,7 +55,7 @@ async def test_serial_guest_that_prints_more_than_the_queue_holds_loses_nothing(
 
 async def test_serial_long_input_reaches_a_guest_that_reads_late(uart: Uart) -> None:
     typed = bytes(range(256)) * 8
-    backend = MemoryBackend()
+    backend = MemoryConsole()
     heard = bytearray()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -88,7 +71,7 @@ async def test_serial_long_input_reaches_a_guest_that_reads_late(uart: Uart) -> 
 
 
 async def test_debug_console_ring_reaches_the_backend() -> None:
-    backend = MemoryBackend()
+    backend = MemoryConsole()
     with ByteRing(debug_console.READ_VALUE) as ring:
         async with trio.open_nursery() as nursery:
             await nursery.start(DebugConsole(ring, backend).run)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
 
 from vmm.console import WindowSize
 from vmm.errors import ConfigError
+from vmm.testing.backends import MemoryConsole
 from vmm.testing.virtio_pci import Bench, driven
 from vmm.virtio.console import EMERGENCY_CHARACTERS, MAX_WRITE_BYTES, Console
 from vmm.virtio.spec import Feature, Status
@@ -17,50 +18,13 @@ CONFIG_VECTOR, RECEIVE_VECTOR, TRANSMIT_VECTOR = range(3)
 EMERGENCY = 8
 
 
-class FakeBackend:
-    """A terminal: what was printed, keys to type, and a size that changes."""
-
-    path = None
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.size: WindowSize | None = WindowSize(25, 80)
-        self.is_stalled = False
-        self.type, self._typed = trio.open_memory_channel[bytes](10)
-        self._resized = trio.Event()
-
-    async def write(self, data: bytes) -> None:
-        self.written += data
-        if self.is_stalled:
-            await trio.sleep_forever()
-        await trio.lowlevel.checkpoint()
-
-    async def read(self) -> bytes:
-        return await self._typed.receive()
-
-    async def watch_size(self, changed: Callable[[], None]) -> None:
-        while True:
-            await self._resized.wait()
-            self._resized = trio.Event()
-            changed()
-
-    def resize(self, rows: int, columns: int) -> None:
-        self.size = WindowSize(rows, columns)
-        self._resized.set()
-
-    @property
-    def waiting(self) -> int:
-        """How many pieces of typed text nobody has read."""
-        return self._typed.statistics().current_buffer_used
+@pytest.fixture
+def backend() -> MemoryConsole:
+    return MemoryConsole(WindowSize(25, 80))
 
 
 @pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-async def bench(backend: FakeBackend) -> AsyncIterator[Bench]:
+async def bench(backend: MemoryConsole) -> AsyncIterator[Bench]:
     async with driven(Console("__console", backend)) as bench:
         yield bench
 
@@ -77,14 +41,16 @@ async def test_console_is_one_port_with_a_size_and_an_emergency_register(bench: 
     assert bench.device.read_config(0, 4096) == bytes.fromhex("5000 1900 01000000 00000000")
 
 
-async def test_config_without_a_terminal_shows_no_size(bench: Bench, backend: FakeBackend) -> None:
+async def test_config_without_a_terminal_shows_no_size(
+    bench: Bench, backend: MemoryConsole
+) -> None:
     backend.size = None
 
     assert bench.driver.read_config(0, 4) == 0
 
 
 async def test_output_of_one_wake_is_printed_in_order_with_one_interrupt(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     _, output = await bench.driver.start()
     for number in range(100):
@@ -99,7 +65,7 @@ async def test_output_of_one_wake_is_printed_in_order_with_one_interrupt(
 
 
 async def test_output_chain_is_done_while_a_slow_terminal_still_holds_its_text(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     _, output = await bench.driver.start()
     backend.is_stalled = True
@@ -115,7 +81,7 @@ async def test_output_chain_is_done_while_a_slow_terminal_still_holds_its_text(
 
 
 async def test_output_cut_off_by_a_stop_is_not_printed_twice(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     _, output = await bench.driver.start()
     backend.is_stalled = True
@@ -135,7 +101,7 @@ async def test_output_cut_off_by_a_stop_is_not_printed_twice(
 
 @pytest.mark.parametrize("text", [[b""], [b"x" * 4096] * 30])
 async def test_output_of_any_length_is_completed(
-    bench: Bench, backend: FakeBackend, text: list[bytes]
+    bench: Bench, backend: MemoryConsole, text: list[bytes]
 ) -> None:
     _, output = await bench.driver.start()
     output.add(text)
@@ -158,7 +124,7 @@ async def test_output_longer_than_the_limit_breaks_the_device(bench: Bench) -> N
     assert str(MAX_WRITE_BYTES) in bench.events.seen[-1][2]["reason"]
 
 
-async def test_keys_go_into_the_guest_s_buffers(bench: Bench, backend: FakeBackend) -> None:
+async def test_keys_go_into_the_guest_s_buffers(bench: Bench, backend: MemoryConsole) -> None:
     input_, _ = await bench.driver.start()
     input_.add(writable=[4])
     input_.add(writable=[64])
@@ -172,7 +138,7 @@ async def test_keys_go_into_the_guest_s_buffers(bench: Bench, backend: FakeBacke
 
 
 async def test_keys_without_a_buffer_wait_and_no_more_are_read(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     input_, _ = await bench.driver.start()
     for key in (b"a", b"b", b"c"):
@@ -189,7 +155,7 @@ async def test_keys_without_a_buffer_wait_and_no_more_are_read(
 
 
 async def test_keys_are_left_to_the_host_while_there_is_no_driver(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     await backend.type.send(b"a")
     await settle()
@@ -201,7 +167,7 @@ async def test_keys_are_left_to_the_host_while_there_is_no_driver(
 
 
 async def test_keys_in_hand_survive_a_stop_and_a_snapshot(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     await bench.driver.start()
     await backend.type.send(b"key")
@@ -209,7 +175,7 @@ async def test_keys_in_hand_survive_a_stop_and_a_snapshot(
     await bench.transport.sleep()
     state = bench.device.save()
 
-    again = Console("__console", FakeBackend())
+    again = Console("__console", MemoryConsole())
     again.load(state)
     async with driven(again) as other:
         input_, _ = await other.driver.start()
@@ -222,14 +188,14 @@ async def test_keys_in_hand_survive_a_stop_and_a_snapshot(
 @pytest.mark.parametrize("state", [{}, {"input": "no hex"}])
 def test_load_of_no_state_is_refused(state: dict[str, object]) -> None:
     async def load() -> None:
-        Console("__console", FakeBackend()).load(state)
+        Console("__console", MemoryConsole()).load(state)
 
     with pytest.raises(ConfigError, match="__console"):
         trio.run(load)
 
 
 async def test_buffer_without_room_for_keys_breaks_the_device(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     input_, _ = await bench.driver.start()
     input_.add([b"readable"])
@@ -242,7 +208,7 @@ async def test_buffer_without_room_for_keys_breaks_the_device(
 
 
 async def test_resized_terminal_interrupts_and_shows_its_size(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     await bench.driver.start()
     assert bench.driver.read_config(0, 4) == 25 << 16 | 80
@@ -256,7 +222,7 @@ async def test_resized_terminal_interrupts_and_shows_its_size(
 
 
 async def test_size_is_told_with_the_first_text_and_after_each_sleep(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     _, output = await bench.driver.start()
     for _ in range(2):
@@ -271,7 +237,7 @@ async def test_size_is_told_with_the_first_text_and_after_each_sleep(
         bench.transport.wake()
 
 
-async def test_size_that_is_not_known_is_not_told(bench: Bench, backend: FakeBackend) -> None:
+async def test_size_that_is_not_known_is_not_told(bench: Bench, backend: MemoryConsole) -> None:
     backend.size = None
     _, output = await bench.driver.start()
     output.add([b"text"])
@@ -282,7 +248,7 @@ async def test_size_that_is_not_known_is_not_told(bench: Bench, backend: FakeBac
     assert not bench.sources.is_pending(CONFIG_VECTOR)
 
 
-async def test_emergency_write_is_printed_without_a_driver(backend: FakeBackend) -> None:
+async def test_emergency_write_is_printed_without_a_driver(backend: MemoryConsole) -> None:
     console = Console("__console", backend)
     async with driven(console) as bench, trio.open_nursery() as nursery:
         nursery.start_soon(console.run_emergency)
@@ -294,7 +260,7 @@ async def test_emergency_write_is_printed_without_a_driver(backend: FakeBackend)
     assert backend.written == b"Oops\n"
 
 
-async def test_emergency_writes_beyond_the_bound_are_lost(backend: FakeBackend) -> None:
+async def test_emergency_writes_beyond_the_bound_are_lost(backend: MemoryConsole) -> None:
     console = Console("__console", backend)
     for _ in range(EMERGENCY_CHARACTERS + 100):
         console.write_config(EMERGENCY, b"x\0\0\0")
@@ -307,7 +273,7 @@ async def test_emergency_writes_beyond_the_bound_are_lost(backend: FakeBackend) 
 
 
 async def test_write_elsewhere_in_the_config_changes_nothing(
-    bench: Bench, backend: FakeBackend
+    bench: Bench, backend: MemoryConsole
 ) -> None:
     before = bench.device.read_config(0, 12)
 
@@ -319,7 +285,7 @@ async def test_write_elsewhere_in_the_config_changes_nothing(
 
 
 async def test_last_words_are_the_emergency_writes_that_were_not_printed(
-    backend: FakeBackend,
+    backend: MemoryConsole,
 ) -> None:
     console = Console("__console", backend)
     for character in (b"a", b"b"):

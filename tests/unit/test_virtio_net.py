@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -16,6 +16,7 @@ import trio
 from vmm.errors import ConfigError
 from vmm.kvm_cffi.limiter import Bucket, Limiter
 from vmm.net.offload import Offload
+from vmm.testing.backends import MemoryTap
 from vmm.testing.driver import Driver
 from vmm.testing.packets import HEADER, RX_HEADER
 from vmm.testing.virtio_pci import Bench, driven
@@ -28,32 +29,6 @@ ALWAYS = 1 << 32 | 1 << 29 | 1 << 17 | 1 << 16 | 1 << 21 | 1 << 5 | 1 << 22
 OK, ERR = b"\0", b"\1"
 
 
-class FakeTap:
-    """A tap whose queues are wires; what it is told it keeps."""
-
-    name = "wire0"
-
-    def __init__(self, pairs: int, stack: ExitStack) -> None:
-        self.wires: list[socket.socket] = []
-        fds = []
-        for _ in range(pairs):
-            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            for end in (near, far):
-                stack.enter_context(end)
-                end.setblocking(False)
-            fds.append(near.fileno())
-            self.wires.append(far)
-        self.fds: Sequence[int] = fds
-        self.offloads: list[Offload] = []
-        self.used: list[int] = []
-
-    def set_offloads(self, offloads: Offload) -> None:
-        self.offloads.append(offloads)
-
-    def use_queues(self, count: int) -> None:
-        self.used.append(count)
-
-
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
@@ -61,11 +36,11 @@ def stack() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def tap(stack: ExitStack) -> FakeTap:
-    return FakeTap(2, stack)
+def tap(stack: ExitStack) -> MemoryTap:
+    return stack.enter_context(MemoryTap(2))
 
 
-def net(tap: FakeTap, **options: object) -> Net:
+def net(tap: MemoryTap, **options: object) -> Net:
     return Net("lan", tap, MAC, 16, **options)  # type: ignore[arg-type]
 
 
@@ -86,14 +61,14 @@ async def order(bench: Bench, queue: Driver, *command: bytes) -> bytes:
     return used.data
 
 
-def test_features_are_those_of_the_configuration(tap: FakeTap) -> None:
+def test_features_are_those_of_the_configuration(tap: MemoryTap) -> None:
     assert net(tap).features | Net.RING_FEATURES | Feature.VERSION_1 == ALWAYS
     assert net(tap, mtu=1500).features == net(tap).features | 1 << 3
     everything = CHECKSUMS | SEGMENTS | FRAGMENTS
     assert net(tap, offloads=everything).features == net(tap).features | 0x7F87
 
 
-async def test_configuration_space_shows_address_link_pairs_and_mtu(tap: FakeTap) -> None:
+async def test_configuration_space_shows_address_link_pairs_and_mtu(tap: MemoryTap) -> None:
     async with driven(net(tap, mtu=9000)) as bench:
         shown = bytes(bench.driver.read_config(at, 1) for at in range(12))
         assert shown == MAC + struct.pack("<HHH", 1, 2, 9000)
@@ -106,7 +81,7 @@ async def test_configuration_space_shows_address_link_pairs_and_mtu(tap: FakeTap
     assert net(tap).resources == ({"MacAddress": "02:00:00:00:00:2a"},)
 
 
-async def test_packets_pass_both_ways_on_the_first_pair_and_are_counted(tap: FakeTap) -> None:
+async def test_packets_pass_both_ways_on_the_first_pair_and_are_counted(tap: MemoryTap) -> None:
     device = net(tap)
     async with driven(device) as bench:
         rx, tx, *_ = await bench.driver.start()
@@ -128,7 +103,7 @@ async def test_packets_pass_both_ways_on_the_first_pair_and_are_counted(tap: Fak
         }
 
 
-async def test_command_puts_further_pairs_to_use_and_to_rest(tap: FakeTap) -> None:
+async def test_command_puts_further_pairs_to_use_and_to_rest(tap: MemoryTap) -> None:
     async with driven(net(tap)) as bench:
         queues = await bench.driver.start()
         commands = queues[4]
@@ -168,7 +143,7 @@ async def test_command_puts_further_pairs_to_use_and_to_rest(tap: FakeTap) -> No
         (b"", ERR),
     ],
 )
-async def test_commands_are_answered(tap: FakeTap, command: bytes, answer: bytes) -> None:
+async def test_commands_are_answered(tap: MemoryTap, command: bytes, answer: bytes) -> None:
     async with driven(net(tap, offloads=CHECKSUMS)) as bench:
         *_, commands = await bench.driver.start()
         parts = [command] if command else []
@@ -179,7 +154,7 @@ async def test_commands_are_answered(tap: FakeTap, command: bytes, answer: bytes
         assert used.data == answer
 
 
-async def test_command_without_room_for_its_answer_breaks_the_device(tap: FakeTap) -> None:
+async def test_command_without_room_for_its_answer_breaks_the_device(tap: MemoryTap) -> None:
     async with driven(net(tap)) as bench:
         *_, commands = await bench.driver.start()
         commands.add([b"\4\0\1\0"])
@@ -188,7 +163,7 @@ async def test_command_without_room_for_its_answer_breaks_the_device(tap: FakeTa
         assert bench.driver.status & Status.NEEDS_RESET
 
 
-async def test_driver_that_knows_no_pairs_has_its_commands_after_the_first(tap: FakeTap) -> None:
+async def test_driver_that_knows_no_pairs_has_its_commands_after_the_first(tap: MemoryTap) -> None:
     async with driven(net(tap)) as bench:
         offered = net(tap).features | Net.RING_FEATURES | Feature.VERSION_1
         queues = await bench.driver.start(offered & ~int(NetFeature.MQ))
@@ -219,7 +194,7 @@ async def test_driver_that_knows_no_pairs_has_its_commands_after_the_first(tap: 
     ],
 )
 async def test_tap_leaves_undone_what_the_driver_takes_undone(
-    tap: FakeTap, accepted: NetFeature, expected: Offload
+    tap: MemoryTap, accepted: NetFeature, expected: Offload
 ) -> None:
     async with driven(net(tap, offloads=CHECKSUMS | SEGMENTS | FRAGMENTS)) as bench:
         await bench.driver.start(Feature.VERSION_1 | accepted)
@@ -227,7 +202,7 @@ async def test_tap_leaves_undone_what_the_driver_takes_undone(
         assert tap.offloads == [expected]
 
 
-async def test_driver_may_choose_fewer_offloads_until_it_resets_the_device(tap: FakeTap) -> None:
+async def test_driver_may_choose_fewer_offloads_until_it_resets_the_device(tap: MemoryTap) -> None:
     async with driven(net(tap, offloads=CHECKSUMS | SEGMENTS)) as bench:
         *_, commands = await bench.driver.start()
         wanted = int(NetFeature.GUEST_CSUM).to_bytes(8, "little")
@@ -240,7 +215,7 @@ async def test_driver_may_choose_fewer_offloads_until_it_resets_the_device(tap: 
         assert tap.offloads[2:] == [everything]
 
 
-async def test_announcement_is_shown_until_it_is_acknowledged(tap: FakeTap) -> None:
+async def test_announcement_is_shown_until_it_is_acknowledged(tap: MemoryTap) -> None:
     device = net(tap)
     device.announce()
     async with driven(device) as bench:
@@ -256,7 +231,7 @@ async def test_announcement_is_shown_until_it_is_acknowledged(tap: FakeTap) -> N
         assert bench.driver.read_config(6, 2) == 1
 
 
-async def test_driver_that_cannot_announce_is_not_asked(tap: FakeTap) -> None:
+async def test_driver_that_cannot_announce_is_not_asked(tap: MemoryTap) -> None:
     device = net(tap)
     async with driven(device) as bench:
         await bench.driver.start(Feature.VERSION_1 | NetFeature.STATUS)
@@ -265,7 +240,7 @@ async def test_driver_that_cannot_announce_is_not_asked(tap: FakeTap) -> None:
         assert bench.driver.read_config(6, 2) == 1
 
 
-async def test_broken_ring_breaks_this_device_and_a_reset_mends_it(tap: FakeTap) -> None:
+async def test_broken_ring_breaks_this_device_and_a_reset_mends_it(tap: MemoryTap) -> None:
     async with driven(net(tap)) as bench:
         _, tx, *_ = await bench.driver.start()
         bench.memory.write(tx.state.driver + 2, (999).to_bytes(2, "little"))
@@ -280,7 +255,7 @@ async def test_broken_ring_breaks_this_device_and_a_reset_mends_it(tap: FakeTap)
         assert await arrival(tap.wires[0]) == HEADER + b"again"
 
 
-async def test_tap_that_goes_away_breaks_the_device_alone(tap: FakeTap) -> None:
+async def test_tap_that_goes_away_breaks_the_device_alone(tap: MemoryTap) -> None:
     async with driven(net(tap)) as bench:
         await bench.driver.start()
         await trio.testing.wait_all_tasks_blocked()
@@ -291,7 +266,7 @@ async def test_tap_that_goes_away_breaks_the_device_alone(tap: FakeTap) -> None:
         assert "tap" in reason
 
 
-async def test_reset_forgets_the_pairs_in_use(tap: FakeTap) -> None:
+async def test_reset_forgets_the_pairs_in_use(tap: MemoryTap) -> None:
     async with driven(net(tap)) as bench:
         *_, commands = await bench.driver.start()
         assert await order(bench, commands, b"\4\0", struct.pack("<H", 2)) == OK
@@ -300,7 +275,7 @@ async def test_reset_forgets_the_pairs_in_use(tap: FakeTap) -> None:
         assert tap.used == [1, 2, 1]
 
 
-async def test_limited_packets_go_on_when_their_time_has_come(tap: FakeTap) -> None:
+async def test_limited_packets_go_on_when_their_time_has_come(tap: MemoryTap) -> None:
     limits = [PairLimits(tx=Limiter(ops=Bucket(1, 50_000_000))), PairLimits()]
     async with driven(net(tap, limits=limits)) as bench:
         _, tx, *_ = await bench.driver.start()
@@ -314,7 +289,7 @@ async def test_limited_packets_go_on_when_their_time_has_come(tap: FakeTap) -> N
 
 
 async def test_packets_that_were_dropped_are_told_of_at_the_end(
-    tap: FakeTap, caplog: pytest.LogCaptureFixture
+    tap: MemoryTap, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     async with driven(net(tap)) as bench:
@@ -327,7 +302,7 @@ async def test_packets_that_were_dropped_are_told_of_at_the_end(
     assert "dropped 1 packets that its driver had no room for" in caplog.text
 
 
-async def test_nothing_is_left_open_when_the_device_ends(tap: FakeTap) -> None:
+async def test_nothing_is_left_open_when_the_device_ends(tap: MemoryTap) -> None:
     before = set(os.listdir("/proc/self/fd"))
     async with driven(net(tap)) as bench:
         await bench.driver.start()
@@ -336,7 +311,7 @@ async def test_nothing_is_left_open_when_the_device_ends(tap: FakeTap) -> None:
 
 
 async def test_state_is_taken_over_with_what_the_driver_chose(
-    tap: FakeTap, stack: ExitStack
+    tap: MemoryTap, stack: ExitStack
 ) -> None:
     device = net(tap, offloads=CHECKSUMS)
     async with driven(device) as bench:
@@ -352,7 +327,7 @@ async def test_state_is_taken_over_with_what_the_driver_chose(
         "is_announcing": True,
     }
 
-    other = Net("lan", FakeTap(2, stack), bytes(6), 16)
+    other = Net("lan", stack.enter_context(MemoryTap(2)), bytes(6), 16)
     other.load(saved)
     assert other.save() == saved
     assert other.read_config(0, 8) == MAC + b"\3\0"
@@ -370,7 +345,7 @@ async def test_state_is_taken_over_with_what_the_driver_chose(
         {"guest_offloads": "0"},
     ],
 )
-def test_state_that_cannot_be_is_refused(tap: FakeTap, change: dict[str, object]) -> None:
+def test_state_that_cannot_be_is_refused(tap: MemoryTap, change: dict[str, object]) -> None:
     state = net(tap).save() | change
     with pytest.raises(ConfigError, match="state of network lan"):
         net(tap).load(state)
