@@ -16,8 +16,9 @@ from tests.unit.client_calls import CASES, CONFIG, Case
 from vmm.api.openapi import document
 from vmm.api.paths import ROUTES
 from vmm.client import ApiError, AsyncClient, Client, calls
+from vmm.client.http import Reply
 from vmm.config.document import parse_document
-from vmm.config.info import PciDeviceInfo
+from vmm.config.info import PciDeviceInfo, VmState
 from vmm.config.net import NetConfig
 from vmm.errors import ConfigError, NotCreatedError, StateError, UnsupportedError
 from vmm.machine import commands
@@ -209,6 +210,18 @@ async def test_missing_vm_is_a_404(ask: Ask, tmp_path: Path) -> None:
             await ask(api.path, case_of("info"))
 
     assert caught.value.status == 404
+
+
+def test_answer_keeps_descriptors_and_passes_over_newer_fields(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    body = b'{"config": {"net": [{"fds": [9], "new": 1}]}, "state": "Running", "newer": 2}'
+
+    info = calls.info().result(Reply(200, {}, body))
+
+    assert info.state is VmState.RUNNING
+    assert info.config.net == (NetConfig(fds=(9,)),)
+    assert caplog.records == []
 
 
 def test_create_with_open_files_is_refused_before_it_is_sent() -> None:

@@ -67,7 +67,7 @@ class Conversation:
             raise NoVmmError(f"This is no VMM, its answer is not HTTP: {error}") from error
 
     def _read(self) -> Reply | None:
-        while (event := self._http.next_event()) is not h11.NEED_DATA:
+        while (event := self._http.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
             if isinstance(event, h11.Response):
                 self._head = event
             elif isinstance(event, h11.Data):
