@@ -11,7 +11,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.bench import exits, first_instruction, first_reply, memory, requests, startup
+from tools.bench import (
+    consoles,
+    disk,
+    exits,
+    first_instruction,
+    first_reply,
+    memory,
+    network,
+    requests,
+    startup,
+)
 from tools.bench.errors import BenchError
 from tools.bench.report import as_json, as_text
 from tools.bench.series import Result
@@ -22,6 +32,9 @@ BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "exits": exits.measure,
     "requests": requests.measure,
     "memory": memory.measure,
+    "disk": disk.measure,
+    "network": network.measure,
+    "consoles": consoles.measure,
 }
 ROUNDS = 7
 

@@ -26,6 +26,8 @@ def _lines(result: Result) -> Iterator[str]:
 
 
 def _caption(comparison: Comparison) -> str:
+    if comparison.claim.relation is Relation.NONE:
+        return comparison.claim.subject
     sign = "/" if comparison.claim.relation is Relation.RATIO else "-"
     return f"{comparison.claim.subject}  {sign}  {comparison.claim.reference}"
 

@@ -52,13 +52,15 @@ class Relation(Enum):
 
     RATIO = "x"
     DIFFERENCE = "more"
+    NONE = "alone"
+    """It stands for itself, and the reference is left empty."""
 
 
 class Claim(NamedTuple):
     """What is compared with what, and the most that it may be; without ``target`` it is told."""
 
     subject: str
-    reference: str
+    reference: str = ""
     relation: Relation = Relation.RATIO
     target: float | None = None
 
@@ -155,11 +157,14 @@ def _warm_up(contenders: Sequence[Contender]) -> tuple[list[Contender], list[str
 
 def compare(series: dict[str, Series], claims: Sequence[Claim]) -> tuple[Comparison, ...]:
     """Set subjects against references round by round; claims on what is missing are left out."""
-    return tuple(
-        Comparison(claim, _related(series[claim.subject], series[claim.reference], claim.relation))
-        for claim in claims
-        if claim.subject in series and claim.reference in series
-    )
+    found = []
+    for claim in claims:
+        subject, reference = series.get(claim.subject), series.get(claim.reference)
+        if subject is not None and claim.relation is Relation.NONE:
+            found.append(Comparison(claim, subject))
+        elif subject is not None and reference is not None:
+            found.append(Comparison(claim, _related(subject, reference, claim.relation)))
+    return tuple(found)
 
 
 def _related(subject: Series, reference: Series, relation: Relation) -> Series:

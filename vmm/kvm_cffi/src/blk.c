@@ -11,7 +11,7 @@
 #define ROUND_BYTES (1u << 20)   /* taken from the queues before the first of them is submitted */
 #define STEP_NS 200000u          /* of one call, before the loop gets its turn */
 #define RETRY_NS 1000000u        /* until the kernel is asked again that was short of something */
-#define POLL_LEAST_NS 4000u
+#define WAKE_NS 60000u           /* what it takes until the loop has been woken, about */
 
 static void finish(struct vk_blk *blk, struct blk_request *request, uint8_t status,
                    uint64_t now_ns)
@@ -201,9 +201,22 @@ static bool is_ready(struct vk_blk *blk)
     return false;
 }
 
+static void grow_poll(struct vk_blk *blk)
+{
+    uint64_t wanted = blk->poll_ns * 2;
+    blk->poll_ns = wanted < blk->poll_most_ns ? wanted : blk->poll_most_ns;
+}
+
+static void shrink_poll(struct vk_blk *blk)
+{
+    uint64_t wanted = blk->poll_ns / 2;
+    blk->poll_ns = wanted > blk->poll_least_ns ? wanted : blk->poll_least_ns;
+}
+
 /*
- * Watches the rings for a while after a batch. The while doubles when a batch follows soon, also one
- * that had to wake the loop, and halves when none does: a guest that is idle costs nothing.
+ * Watches the rings for a while after a batch. The while grows when something comes in it, or so soon
+ * afterwards that the wake was dearer than the wait; it shrinks when nothing does. A guest that is idle
+ * has no batches, and costs nothing.
  */
 static bool poll(struct vk_blk *blk)
 {
@@ -212,21 +225,22 @@ static bool poll(struct vk_blk *blk)
     uint64_t end_ns = vk_now_ns() + blk->poll_ns;
     do {
         for (int i = 0; i < 16; i++) {
-            if (is_ready(blk))
+            if (is_ready(blk)) {
+                grow_poll(blk);
                 return true;
+            }
             __builtin_ia32_pause();
         }
     } while (vk_now_ns() < end_ns);
-    blk->poll_ns = blk->poll_ns / 2 >= POLL_LEAST_NS ? blk->poll_ns / 2 : 0;
+    shrink_poll(blk);
     return false;
 }
 
-static void grow_poll(struct vk_blk *blk, uint64_t now_ns)
+/* What a call begins with: was it woken by what polling could have seen? */
+static void judge_wake(struct vk_blk *blk, uint64_t now_ns)
 {
-    if (blk->poll_most_ns == 0 || now_ns - blk->armed_ns > blk->poll_most_ns)
-        return;
-    uint64_t wanted = blk->poll_ns == 0 ? POLL_LEAST_NS : blk->poll_ns * 2;
-    blk->poll_ns = wanted < blk->poll_most_ns ? wanted : blk->poll_most_ns;
+    if (now_ns - blk->armed_ns <= blk->poll_most_ns + WAKE_NS)
+        grow_poll(blk);
 }
 
 static void disarm(struct vk_blk *blk)
@@ -280,7 +294,7 @@ int vk_blk_serve(vk_blk *blk)
     bool has_more = false;
     int result;
     clear_wakes(blk);
-    grow_poll(blk, start_ns);
+    judge_wake(blk, start_ns);
     disarm(blk);
     for (;;) {
         result = turn(blk);

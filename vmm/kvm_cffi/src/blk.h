@@ -104,6 +104,7 @@ struct vk_blk {
     uint64_t wait_ns;     /* what it asked for then */
     uint64_t errors_told;
     uint64_t poll_ns; /* how long the rings are watched after a batch */
+    uint64_t poll_least_ns;
     uint64_t poll_most_ns;
     vk_chain *chain;
 };
