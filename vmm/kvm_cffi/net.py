@@ -56,7 +56,8 @@ class NetEngine(Generic[State]):
 
     ``tap_fd`` does not block, and its packets begin with virtio's header of 12 bytes. A queue that
     is None is not served. ``rx`` and ``tx`` are the driver's words: what it receives and sends. The
-    engine does nothing until ``set_enabled``. Descriptor, queues, limiters and counters outlive it.
+    engine does nothing until ``set_enabled``. ``poll_ns`` is how long, at most, rings and tap are
+    watched after a batch before the caller is asked to wait. Descriptor, queues, limiters and counters outlive it.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class NetEngine(Generic[State]):
         tx: Virtqueue[State] | None,
         rx_limiter: Limiter | None = None,
         tx_limiter: Limiter | None = None,
+        poll_ns: int = 0,
     ) -> None:
         parts = {"rx": rx, "tx": tx, "rx_limiter": rx_limiter, "tx_limiter": tx_limiter}
-        setup = ffi.new("struct vk_net_setup *", {"tap_fd": tap_fd})
+        setup = ffi.new("struct vk_net_setup *", {"tap_fd": tap_fd, "poll_most_ns": poll_ns})
         for name, part in parts.items():
             setattr(setup, name, ffi.NULL if part is None else part.handle)
         made = ffi.new("vk_net **")

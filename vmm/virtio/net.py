@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 NO_OFFLOADS = NetFeature(0)
 
+POLL_NS = 20_000
+"""How long rings and tap are watched after a batch, at most: about what waking the loop costs."""
+
 COMMAND_LIMIT = 64
 """Bytes of a command that are looked at; those that are obeyed have fewer."""
 
@@ -174,6 +177,7 @@ class Net(VirtioDevice):
             tx=tx,
             rx_limiter=limits.rx,
             tx_limiter=limits.tx,
+            poll_ns=POLL_NS,
         )
 
     def _end(self) -> None:

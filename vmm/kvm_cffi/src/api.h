@@ -332,6 +332,7 @@ struct vk_net_setup {
     vk_queue *tx;
     vk_limiter *rx_limiter;
     vk_limiter *tx_limiter;
+    uint64_t poll_most_ns; /* how long, at most, the rings are watched after a batch */
 };
 
 /* Packets and bytes of them without virtio's header; several engines may count in one place. */

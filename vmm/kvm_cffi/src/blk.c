@@ -11,7 +11,6 @@
 #define ROUND_BYTES (1u << 20)   /* taken from the queues before the first of them is submitted */
 #define STEP_NS 200000u          /* of one call, before the loop gets its turn */
 #define RETRY_NS 1000000u        /* until the kernel is asked again that was short of something */
-#define WAKE_NS 60000u           /* what it takes until the loop has been woken, about */
 
 static void finish(struct vk_blk *blk, struct blk_request *request, uint8_t status,
                    uint64_t now_ns)
@@ -189,8 +188,9 @@ static bool goes_on(const struct vk_blk *blk)
     return blk->has_ring && blk->backlog.first != NULL;
 }
 
-static bool is_ready(struct vk_blk *blk)
+static bool is_ready(void *engine)
 {
+    struct vk_blk *blk = engine;
     if (blk->has_ring && vk_uring_is_ready(&blk->ring))
         return true;
     if (blk->is_stopping || blk->is_limited || blk->unused == NULL)
@@ -201,46 +201,9 @@ static bool is_ready(struct vk_blk *blk)
     return false;
 }
 
-static void grow_poll(struct vk_blk *blk)
+static bool something_comes(struct vk_blk *blk)
 {
-    uint64_t wanted = blk->poll_ns * 2;
-    blk->poll_ns = wanted < blk->poll_most_ns ? wanted : blk->poll_most_ns;
-}
-
-static void shrink_poll(struct vk_blk *blk)
-{
-    uint64_t wanted = blk->poll_ns / 2;
-    blk->poll_ns = wanted > blk->poll_least_ns ? wanted : blk->poll_least_ns;
-}
-
-/*
- * Watches the rings for a while after a batch. The while grows when something comes in it, or so soon
- * afterwards that the wake was dearer than the wait; it shrinks when nothing does. A guest that is idle
- * has no batches, and costs nothing.
- */
-static bool poll(struct vk_blk *blk)
-{
-    if (blk->poll_ns == 0)
-        return false;
-    uint64_t end_ns = vk_now_ns() + blk->poll_ns;
-    do {
-        for (int i = 0; i < 16; i++) {
-            if (is_ready(blk)) {
-                grow_poll(blk);
-                return true;
-            }
-            __builtin_ia32_pause();
-        }
-    } while (vk_now_ns() < end_ns);
-    shrink_poll(blk);
-    return false;
-}
-
-/* What a call begins with: was it woken by what polling could have seen? */
-static void judge_wake(struct vk_blk *blk, uint64_t now_ns)
-{
-    if (now_ns - blk->armed_ns <= blk->poll_most_ns + WAKE_NS)
-        grow_poll(blk);
+    return !blk->is_limited && vk_watch_rings(&blk->watch, is_ready, blk);
 }
 
 static void disarm(struct vk_blk *blk)
@@ -294,7 +257,7 @@ int vk_blk_serve(vk_blk *blk)
     bool has_more = false;
     int result;
     clear_wakes(blk);
-    judge_wake(blk, start_ns);
+    vk_watch_woken(&blk->watch, start_ns);
     disarm(blk);
     for (;;) {
         result = turn(blk);
@@ -303,19 +266,19 @@ int vk_blk_serve(vk_blk *blk)
         has_more = vk_now_ns() - start_ns >= STEP_NS;
         if (has_more)
             break;
-        if (result > 0 && (goes_on(blk) || (!blk->is_limited && poll(blk))))
+        if (result > 0 && (goes_on(blk) || something_comes(blk)))
             continue;
         if (!arm(blk))
             break;
         disarm(blk);
     }
-    blk->armed_ns = vk_now_ns();
+    blk->watch.armed_ns = vk_now_ns();
     blk->wait_ns = 0;
     if (result == -EAGAIN)
         blk->wait_ns = RETRY_NS;
     else if (blk->is_limited && !blk->is_stopping)
-        blk->wait_ns = blk->limited_until_ns > blk->armed_ns
-                           ? blk->limited_until_ns - blk->armed_ns
+        blk->wait_ns = blk->limited_until_ns > blk->watch.armed_ns
+                           ? blk->limited_until_ns - blk->watch.armed_ns
                            : 1;
     return result < 0 && result != -EAGAIN ? result : outcome(blk, has_more);
 }

@@ -14,6 +14,7 @@
 #include "limiter.h"
 #include "uring.h"
 #include "virtqueue.h"
+#include "watch.h"
 
 #define SECTOR_BYTES 512
 #define INLINE_PIECES 16
@@ -100,12 +101,9 @@ struct vk_blk {
     bool is_limited;
     bool is_stopping;
     uint64_t limited_until_ns;
-    uint64_t armed_ns;    /* when the last call ended */
-    uint64_t wait_ns;     /* what it asked for then */
+    uint64_t wait_ns; /* what the last call asked for */
     uint64_t errors_told;
-    uint64_t poll_ns; /* how long the rings are watched after a batch */
-    uint64_t poll_least_ns;
-    uint64_t poll_most_ns;
+    struct vk_watch watch;
     vk_chain *chain;
 };
 

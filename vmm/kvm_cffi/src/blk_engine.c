@@ -7,8 +7,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define POLL_LEAST_NS 4000u /* enough for a driver that polls, little beside a wake */
-
 static int watch(int epoll_fd, int fd)
 {
     struct epoll_event event = {.events = EPOLLIN | EPOLLET};
@@ -58,9 +56,7 @@ int vk_blk_new(vk_disk *disk, vk_limiter *limiter, vk_queue *const *queues, uint
         return -ENOMEM;
     blk->disk = disk;
     blk->limiter = limiter;
-    blk->poll_most_ns = poll_most_ns;
-    blk->poll_least_ns = poll_most_ns < POLL_LEAST_NS ? poll_most_ns : POLL_LEAST_NS;
-    blk->poll_ns = blk->poll_least_ns;
+    vk_watch_init(&blk->watch, poll_most_ns);
     blk->epoll_fd = blk->completion_fd = -1;
     blk->backlog.end = &blk->backlog.first;
     int result = allocate(blk, queues, count) ? open_wakes(blk) : -ENOMEM;

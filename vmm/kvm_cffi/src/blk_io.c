@@ -18,7 +18,7 @@
 
 #define RETRIES_MOST 16
 #define PAGE_BYTES 4096
-#define TO_WORKER_BYTES (128u << 10)
+#define TO_WORKER_BYTES ((1u << 20) + 1) /* what is copied in less than a step of the loop is not worth one */
 
 /* What one operation transfers. */
 struct span {

@@ -1,21 +1,10 @@
-/*
- * The packet engine of virtio-net: one pair of queues over one queue of a tap.
- *
- *   transmit: pop -> writev to the tap -> push        receive: pop -> readv from the tap -> push
- *
- * A system call a packet, straight from and to guest memory; the tap's packets carry the same header
- * as the ring's. The loop's thread owns an engine. One descriptor says that there is something to
- * serve: it watches the kicks of both queues, and the tap for what would help just now. A driver without
- * receive buffers leaves the tap alone, a full tap leaves the transmit queue alone.
- *
- * Source: Virtual I/O Device (VIRTIO) 1.2, section 5.1.6.
- */
-#include "limiter.h"
-#include "virtqueue.h"
+/* Serving: packets from the transmit queue to the tap, and from the tap to the receive queue. */
+#include "net.h"
 
 #include <errno.h>
-#include <stdlib.h>
+#include <poll.h>
 #include <sys/epoll.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define HEADER_BYTES 12u
@@ -24,108 +13,11 @@
 #define ROUND_PACKETS 64 /* in one direction, before its driver is told and the other has a turn */
 #define STEP_NS 200000u  /* of one call, before the loop gets its turn */
 
-enum source { SOURCE_KICK, SOURCE_TAP };
-
-struct vk_net {
-    int tap_fd;
-    int epoll_fd;
-    vk_queue *rx; /* NULL: the driver does not use it; likewise tx */
-    vk_queue *tx;
-    vk_limiter *rx_limiter; /* NULL: none; likewise tx_limiter */
-    vk_limiter *tx_limiter;
-    struct vk_net_counters *counters;
-    uint32_t tap_events; /* that epoll_fd waits for */
-    bool is_enabled;
-    bool rx_is_starved; /* no buffers: the next kick says more */
-    bool tx_is_blocked; /* the tap is full */
-    bool tx_is_paid;    /* the next packet has passed the limiter, but not the tap */
-    bool has_held;      /* a packet that was read and has to wait for the limiter */
-    uint16_t held_head;
-    uint32_t held_bytes;
-    uint64_t rx_until_ns; /* limited until then; 0 = not; likewise tx_until_ns */
-    uint64_t tx_until_ns;
-    uint64_t wait_ns;
-    uint8_t overflow; /* where a packet goes on that is larger than its chain */
-    vk_chain *chain;
-};
-
-static int watch(int epoll_fd, int operation, int fd, uint32_t events, enum source source)
-{
-    struct epoll_event event = {.events = events, .data.u32 = source};
-    return epoll_ctl(epoll_fd, operation, fd, &event) < 0 ? -errno : 0;
-}
-
-/* A kick is told once and never read; two queues may share no descriptor, but may have none. */
-static int watch_kicks(struct vk_net *net)
-{
-    vk_queue *const queues[] = {net->rx, net->tx};
-    for (int i = 0; i < 2; i++) {
-        if (queues[i] == NULL || queues[i]->kick_fd < 0)
-            continue;
-        int result = watch(net->epoll_fd, EPOLL_CTL_ADD, queues[i]->kick_fd, EPOLLIN | EPOLLET,
-                           SOURCE_KICK);
-        if (result < 0)
-            return result;
-    }
-    return 0;
-}
-
-int vk_net_new(const struct vk_net_setup *setup, struct vk_net_counters *counters, vk_net **made)
-{
-    vk_net *net = calloc(1, sizeof *net);
-    if (net == NULL)
-        return -ENOMEM;
-    net->tap_fd = setup->tap_fd;
-    net->rx = setup->rx;
-    net->tx = setup->tx;
-    net->rx_limiter = setup->rx_limiter;
-    net->tx_limiter = setup->tx_limiter;
-    net->counters = counters;
-    net->chain = vk_chain_new();
-    net->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    int result = net->chain == NULL ? -ENOMEM : net->epoll_fd < 0 ? -errno : watch_kicks(net);
-    if (result < 0) {
-        vk_net_free(net);
-        return result;
-    }
-    *made = net;
-    return 0;
-}
-
-void vk_net_free(vk_net *net)
-{
-    if (net->epoll_fd >= 0)
-        close(net->epoll_fd);
-    if (net->chain != NULL)
-        vk_chain_free(net->chain);
-    free(net);
-}
-
-int vk_net_fd(const vk_net *net)
-{
-    return net->epoll_fd;
-}
-
-/* A pair at rest does not watch its tap. The first wake afterwards is that the tap takes packets. */
-int vk_net_set_enabled(vk_net *net, int enabled)
-{
-    if (net->is_enabled == (enabled != 0))
-        return 0;
-    int operation = enabled ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
-    int result = watch(net->epoll_fd, operation, net->tap_fd, EPOLLOUT, SOURCE_TAP);
-    if (result < 0)
-        return result;
-    net->tap_events = EPOLLOUT;
-    net->tx_is_blocked = false;
-    net->is_enabled = enabled != 0;
-    return 0;
-}
-
 static int watch_tap(struct vk_net *net, uint32_t events)
 {
     if (events == net->tap_events)
         return 0;
-    int result = watch(net->epoll_fd, EPOLL_CTL_MOD, net->tap_fd, events, SOURCE_TAP);
+    int result = vk_net_watch(net, EPOLL_CTL_MOD, net->tap_fd, events, NET_SOURCE_TAP);
     if (result == 0)
         net->tap_events = events;
     return result;
@@ -137,7 +29,7 @@ static int take_wakes(struct vk_net *net)
     struct epoll_event events[3];
     int count = epoll_wait(net->epoll_fd, events, 3, 0);
     for (int i = 0; i < count; i++) {
-        if (events[i].data.u32 != SOURCE_TAP)
+        if (events[i].data.u32 != NET_SOURCE_TAP)
             continue;
         if (events[i].events & (EPOLLERR | EPOLLHUP))
             return -ENODEV;
@@ -337,10 +229,26 @@ static uint64_t next_wait_ns(const struct vk_net *net, uint64_t now_ns)
     return until_ns > now_ns ? until_ns - now_ns : 1;
 }
 
+/* Whether a packet waits that may pass. The tap is asked by the way: that is a system call. */
+static bool is_ready(void *engine)
+{
+    struct vk_net *net = engine;
+    if (net->tx != NULL && !net->tx_is_blocked && net->tx_until_ns == 0 && vk_queue_poll(net->tx))
+        return true;
+    if (net->rx == NULL || net->rx_until_ns != 0)
+        return false;
+    if (net->rx_is_starved)
+        return vk_queue_poll(net->rx) != 0;
+    struct pollfd tap = {.fd = net->tap_fd, .events = POLLIN};
+    return poll(&tap, 1, 0) > 0;
+}
+
 /* Goes on until there is nothing to do, or it is the loop's turn: 1 then, 0, or a negative errno. */
 static int serve_all(struct vk_net *net)
 {
     uint64_t start_ns = vk_now_ns();
+    bool has_carried = false;
+    vk_watch_woken(&net->watch, start_ns);
     suppress(net);
     for (;;) {
         int sent = serve_round(net, net->tx, transmit);
@@ -351,8 +259,12 @@ static int serve_all(struct vk_net *net)
             return received;
         if (vk_now_ns() - start_ns >= STEP_NS)
             return 1;
+        has_carried |= sent + received != 0;
         if (sent + received != 0)
             continue;
+        if (has_carried && vk_watch_rings(&net->watch, is_ready, net))
+            continue;
+        has_carried = false;
         int result = arm(net);
         if (result <= 0)
             return result;
@@ -369,7 +281,8 @@ int vk_net_serve(vk_net *net)
     result = serve_all(net);
     if (result < 0)
         return result;
-    net->wait_ns = next_wait_ns(net, vk_now_ns());
+    net->watch.armed_ns = vk_now_ns();
+    net->wait_ns = next_wait_ns(net, net->watch.armed_ns);
     return (result ? VK_NET_HAS_MORE : 0) | (net->wait_ns != 0 ? VK_NET_IS_TIMED : 0);
 }
 
