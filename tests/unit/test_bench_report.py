@@ -35,6 +35,13 @@ def test_text_of_a_difference_has_a_minus() -> None:
     assert "vmm  -  QEMU" in as_text(result(relation=Relation.DIFFERENCE))
 
 
+def test_text_of_a_claim_without_a_reference_names_its_subject_alone() -> None:
+    (last,) = as_text(result(400, Relation.NONE)).splitlines()[3:4]
+
+    assert last.split()[:2] == ["vmm", "250"]
+    assert last.endswith("at most 400, met")
+
+
 def test_json_holds_every_value() -> None:
     document = json.loads(json.dumps(as_json(result(target=4))))
 

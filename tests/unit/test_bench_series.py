@@ -73,3 +73,15 @@ def test_comparison_judges_the_median(target: float | None, is_met: bool | None)
     (comparison,) = compare(series, [Claim("a", "b", target=target)])
 
     assert comparison.is_met is is_met
+
+
+@pytest.mark.parametrize(("target", "is_met"), [(2.0, True), (1.0, False)])
+def test_claim_without_a_reference_is_about_the_values_themselves(
+    target: float, is_met: bool
+) -> None:
+    series = {"a": Series("a", "%", (1, 3, 2))}
+
+    (found,) = compare(series, [Claim("a", relation=Relation.NONE, target=target)])
+
+    assert found.series == series["a"]
+    assert found.is_met is is_met

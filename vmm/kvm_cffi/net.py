@@ -56,8 +56,9 @@ class NetEngine(Generic[State]):
 
     ``tap_fd`` does not block, and its packets begin with virtio's header of 12 bytes. A queue that
     is None is not served. ``rx`` and ``tx`` are the driver's words: what it receives and sends. The
-    engine does nothing until ``set_enabled``. ``poll_ns`` is how long, at most, rings and tap are
-    watched after a batch before the caller is asked to wait. Descriptor, queues, limiters and counters outlive it.
+    engine does nothing until ``set_enabled``. Descriptor, queues, limiters and counters outlive it.
+    ``poll_ns`` is how long, at most, rings and tap are watched after a batch before the caller is
+    asked to wait.
     """
 
     def __init__(
