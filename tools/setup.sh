@@ -17,8 +17,8 @@ PACKAGES=(
     e2fsprogs mmdebstrap qemu-system-common qemu-system-x86 qemu-utils
     # the root disk: user namespaces for those who are not root
     uidmap
-    # tests: the ACPI compiler, and another reader of archives; the reference VMM is QEMU
-    acpica-tools busybox-static
+    # tests: the ACPI compiler, another reader of archives, taps; the reference VMM is QEMU
+    acpica-tools busybox-static iproute2
 )
 readonly PACKAGES
 readonly PYTHON=.venv/bin/python

@@ -1,8 +1,8 @@
 """A disk under load from a guest that polls, beside QEMU's: time a request, at several depths.
 
 Without O_DIRECT, as is the default of both, reads come from the host's page cache: there the VMM is
-measured. Writes wait for the host's file system, and with O_DIRECT everything for its storage: there
-it is seen what those leave of the difference. Images are made where temporary files are: on a file
+measured. Writes wait for the host's file system, and with O_DIRECT all waits for its storage: there
+one sees what those leave of the difference. Images are made where temporary files are: on a file
 system in memory (TMPDIR=/dev/shm) both modes are without storage.
 """
 
