@@ -79,6 +79,18 @@ static int take(void)
     return (int)slot;
 }
 
+/* Waits for the next request to end: its slot. What was asked for meanwhile is told the device first. */
+static uint32_t await_one(void)
+{
+    queue_publish(&queue);
+    for (;;) {
+        int slot = take();
+        if (slot >= 0)
+            return (uint32_t)slot;
+        relax();
+    }
+}
+
 static uint64_t next_random(uint64_t *state)
 {
     *state ^= *state << 13;
@@ -100,18 +112,12 @@ void disk_run(uint32_t type, bool is_random, uint32_t depth, uint32_t bytes, uin
         ask(in_flight, type, unit * per_unit);
         unit = is_random ? next_random(&random) % units : (unit + 1) % units;
     }
-    queue_publish(&queue);
     while (in_flight != 0) {
-        int slot = take();
-        if (slot < 0) {
-            queue_publish(&queue);
-            relax();
-            continue;
-        }
+        uint32_t slot = await_one();
         done++;
         now = cycles_now();
         if (now - start < cycles) {
-            ask((uint32_t)slot, type, unit * per_unit);
+            ask(slot, type, unit * per_unit);
             unit = is_random ? next_random(&random) % units : (unit + 1) % units;
         } else {
             in_flight--;
@@ -163,22 +169,16 @@ static uint64_t pass(bool writes, uint64_t blocks, uint32_t depth)
     uint32_t in_flight = 0;
     while (in_flight < depth && begin(in_flight, writes, &next, blocks))
         in_flight++;
-    queue_publish(&queue);
     while (in_flight != 0) {
-        int slot = take();
-        if (slot < 0) {
-            queue_publish(&queue);
-            relax();
-            continue;
-        }
+        uint32_t slot = await_one();
         struct request *request = &requests[slot];
         if (request->header->type == DISK_WRITE) {
             memset(request->data, 0, BLOCK_BYTES);
-            ask((uint32_t)slot, DISK_READ, request->header->sector);
+            ask(slot, DISK_READ, request->header->sector);
             continue;
         }
         wrong += !is_right(request);
-        in_flight -= !begin((uint32_t)slot, writes, &next, blocks);
+        in_flight -= !begin(slot, writes, &next, blocks);
     }
     return wrong;
 }
@@ -193,9 +193,7 @@ void disk_check(uint64_t blocks, uint32_t depth)
     prepare(depth, BLOCK_BYTES);
     uint64_t wrong = pass(true, blocks, depth);
     ask(0, DISK_FLUSH, 0);
-    queue_publish(&queue);
-    while (take() < 0)
-        relax();
+    await_one();
     wrong += pass(false, blocks, depth);
     forget(mark);
     say("check");

@@ -1,25 +1,11 @@
-/*
- * A network under load. A frame: Ethernet's header, what it is, its number, and words that belong to
- * this number. Source: VIRTIO 1.2, section 5.1.
- */
+/* A network under load. Source: VIRTIO 1.2, section 5.1. */
+#include "frame.h"
 #include "steps.h"
 #include "virtio.h"
 
 #define HEADER_BYTES 12u /* virtio-net's, before each frame */
 #define BUFFER_BYTES 2048u
-#define ETHERTYPE 0xb588u /* 0x88b5, for local experiments, as it lies in memory */
-#define SPREAD 0x9e3779b97f4a7c15u
-
-enum { KIND_DATA = 1, KIND_ANSWER = 2 };
-
-struct frame {
-    uint8_t to[6];
-    uint8_t from[6];
-    uint16_t ethertype;
-    uint16_t kind;
-    uint64_t number;
-    uint64_t words[];
-} __attribute__((packed, aligned(4)));
+#define GUEST_END 2
 
 static struct device device;
 static struct queue rx, tx;
@@ -49,11 +35,6 @@ static void open_net(void)
     queue_publish(&rx);
 }
 
-static uint64_t words_in(uint32_t bytes)
-{
-    return (bytes - sizeof(struct frame)) / 8;
-}
-
 static void collect_sent(void)
 {
     struct used_entry entry;
@@ -78,24 +59,9 @@ static struct frame *next_to_send(uint32_t bytes)
     return frame_of(tx_buffers, head);
 }
 
-static void put(uint16_t kind, uint64_t number, uint32_t bytes)
+static void put(enum frame_kind kind, uint64_t number, uint32_t bytes)
 {
-    struct frame *frame = next_to_send(bytes);
-    *frame = (struct frame){.to = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
-                            .from = {2, 0, 0, 0, 0, 2},
-                            .ethertype = ETHERTYPE,
-                            .kind = kind,
-                            .number = number};
-    for (uint64_t i = 0; i < words_in(bytes); i++)
-        frame->words[i] = number * SPREAD + i;
-}
-
-static bool is_right(const struct frame *frame, uint32_t bytes)
-{
-    for (uint64_t i = 0; i < words_in(bytes); i++)
-        if (frame->words[i] != frame->number * SPREAD + i)
-            return false;
-    return true;
+    frame_fill(next_to_send(bytes), kind, number, GUEST_END, bytes);
 }
 
 static void wait_until_sent(void)
@@ -118,7 +84,7 @@ static struct frame *arrived(struct used_entry *entry)
     while (queue_take(&rx, entry)) {
         struct frame *frame = frame_of(rx_buffers, entry->head);
         entry->bytes -= HEADER_BYTES;
-        if (frame->ethertype == ETHERTYPE && frame->kind == KIND_DATA)
+        if (frame->ethertype == FRAME_ETHERTYPE && frame->kind == FRAME_DATA)
             return frame;
         give_back(entry->head);
     }
@@ -132,7 +98,7 @@ void net_send(uint32_t bytes, uint64_t frames)
         fail("a frame cannot have so many bytes", bytes);
     uint64_t start = cycles_now();
     for (uint64_t i = 0; i < frames; i++) {
-        put(KIND_DATA, i, bytes);
+        put(FRAME_DATA, i, bytes);
         if ((i & 15) == 15)
             queue_publish(&tx);
     }
@@ -159,12 +125,12 @@ void net_receive(uint64_t frames, uint64_t window, uint64_t cycles)
         }
         last = cycles_now();
         first = got == 0 ? last : first;
-        wrong += !is_right(frame, entry.bytes);
+        wrong += !frame_is_right(frame, entry.bytes);
         disordered += frame->number != got++;
         give_back(entry.head);
         if (got % window == 0 || got == frames) {
             queue_publish(&rx);
-            put(KIND_ANSWER, got, 64);
+            put(FRAME_ANSWER, got, 64);
             queue_publish(&tx);
             collect_sent();
         }
@@ -191,7 +157,7 @@ void net_echo(uint64_t frames, uint64_t cycles)
             continue;
         }
         got++;
-        put(KIND_ANSWER, frame->number, entry.bytes);
+        put(FRAME_ANSWER, frame->number, entry.bytes);
         queue_publish(&tx);
         give_back(entry.head);
         queue_publish(&rx);

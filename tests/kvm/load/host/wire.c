@@ -8,7 +8,6 @@
  * Prints nanoseconds: how long all took; for a ping, the median of one.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
 #include <errno.h>
 #include <linux/if_packet.h>
 #include <net/if.h>
@@ -21,22 +20,12 @@
 #include <sys/time.h>
 #include <time.h>
 
-#define ETHERTYPE 0x88b5 /* for local experiments */
+#include "../frame.h"
+
 #define FRAME_BYTES_MOST 2048
 #define BATCH 64
-#define SPREAD 0x9e3779b97f4a7c15u
+#define HOST_END 1
 #define PATIENCE_S 5
-
-enum { KIND_DATA = 1, KIND_ANSWER = 2 };
-
-struct frame {
-    uint8_t to[6];
-    uint8_t from[6];
-    uint16_t ethertype;
-    uint16_t kind;
-    uint64_t number;
-    uint64_t words[(FRAME_BYTES_MOST - 24) / 8];
-} __attribute__((packed));
 
 static void give_up(const char *what)
 {
@@ -53,11 +42,11 @@ static uint64_t now_ns(void)
 
 static int open_wire(const char *interface)
 {
-    int fd = socket(AF_PACKET, SOCK_RAW, htons(ETHERTYPE));
+    int fd = socket(AF_PACKET, SOCK_RAW, FRAME_ETHERTYPE);
     if (fd < 0)
         give_up("socket");
     struct sockaddr_ll address = {.sll_family = AF_PACKET,
-                                  .sll_protocol = htons(ETHERTYPE),
+                                  .sll_protocol = FRAME_ETHERTYPE,
                                   .sll_ifindex = (int)if_nametoindex(interface)};
     struct timeval patience = {.tv_sec = PATIENCE_S};
     int on = 1;
@@ -68,36 +57,26 @@ static int open_wire(const char *interface)
     return fd;
 }
 
-static void fill(struct frame *frame, uint64_t number, size_t bytes)
-{
-    memset(frame->to, 0xff, sizeof frame->to);
-    memcpy(frame->from, "\2\0\0\0\0\1", sizeof frame->from);
-    frame->ethertype = htons(ETHERTYPE);
-    frame->kind = KIND_DATA;
-    frame->number = number;
-    for (size_t i = 0; i < (bytes - 24) / 8; i++)
-        frame->words[i] = number * SPREAD + i;
-}
-
 /* Waits for an answer and returns its number. */
 static uint64_t await_answer(int fd)
 {
-    struct frame frame;
+    _Alignas(struct frame) uint8_t bytes[FRAME_BYTES_MOST];
+    const struct frame *frame = (const struct frame *)bytes;
     do {
-        if (recv(fd, &frame, sizeof frame, 0) < 0)
+        if (recv(fd, bytes, sizeof bytes, 0) < 0)
             give_up("no answer");
-    } while (frame.kind != KIND_ANSWER);
-    return frame.number;
+    } while (frame->kind != FRAME_ANSWER);
+    return frame->number;
 }
 
 static void send_batch(int fd, uint64_t first, size_t bytes, unsigned count)
 {
-    static struct frame frames[BATCH];
+    static _Alignas(struct frame) uint8_t frames[BATCH][FRAME_BYTES_MOST];
     static struct iovec pieces[BATCH];
     static struct mmsghdr messages[BATCH];
     for (unsigned i = 0; i < count; i++) {
-        fill(&frames[i], first + i, bytes);
-        pieces[i] = (struct iovec){&frames[i], bytes};
+        frame_fill((struct frame *)frames[i], FRAME_DATA, first + i, HOST_END, bytes);
+        pieces[i] = (struct iovec){frames[i], bytes};
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &pieces[i], .msg_iovlen = 1};
     }
     for (unsigned sent = 0; sent < count;) {
@@ -157,7 +136,7 @@ int main(int argc, char **argv)
     size_t bytes = strtoul(argv[3], NULL, 10);
     uint64_t count = strtoul(argv[4], NULL, 10);
     bool sends = strcmp(argv[2], "send") == 0;
-    if (bytes < 24 || bytes > FRAME_BYTES_MOST || count == 0) {
+    if (bytes < sizeof(struct frame) || bytes > FRAME_BYTES_MOST || count == 0) {
         fputs("wire: BYTES are 24 to 2048, FRAMES at least 1\n", stderr);
         return 2;
     }
