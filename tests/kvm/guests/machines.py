@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -121,10 +122,10 @@ class Events:
         self._grown.set()
         self._grown = trio.Event()
 
-    async def wait_for(self, name: str) -> None:
-        """Wait until an event has come."""
+    async def wait_for(self, name: str, *, times: int = 1) -> None:
+        """Wait until an event has come as often."""
         with trio.fail_after(DEADLINE_S):
-            while name not in self.names:
+            while self.names.count(name) < times:
                 await self._grown.wait()
 
 
@@ -137,7 +138,7 @@ class Owned:
         self.owner = VmOwner(
             events=self.events,
             open_consoles=open_consoles,
-            open_machine=open_machine,
+            open_machine=partial(open_machine, events=self.events),
             no_shutdown=no_shutdown,
         )
 
