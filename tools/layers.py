@@ -58,6 +58,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.consoles": 5,
     "vmm.machine.devices": 5,
     "vmm.machine.disks": 5,
+    "vmm.machine.descriptors": 5,
     "vmm.machine.hotplug": 5,
     "vmm.machine.mailbox": 5,
     "vmm.machine.nets": 5,

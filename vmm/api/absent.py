@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.api.routes import Answer, Route, Service
+from vmm.api.routes import Answer, Route, Sent, Service
 from vmm.config.model import ConfigModel
 from vmm.config.requests import (
     ReceiveMigrationData,
@@ -19,7 +19,7 @@ SUMMARY = "Not in this version, which refuses it by name."
 
 
 def _absent(path: str, model: type[ConfigModel], action: str) -> Route:
-    async def refuse(service: Service, _body: bytes) -> Answer:
+    async def refuse(service: Service, _sent: Sent) -> Answer:
         raise UnsupportedError(
             f"{path} is part of the API, but version {service.about.version} of this VMM"
             " does not have it: use a later version"

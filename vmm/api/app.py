@@ -14,7 +14,7 @@ from werkzeug.exceptions import HTTPException
 from vmm.api.errors import BODY_LIMIT, action_failed, array_response, request_failed
 from vmm.api.openapi import PREFIX, document
 from vmm.api.paths import ROUTES
-from vmm.api.routes import BodyError, Route, Service
+from vmm.api.routes import BodyError, Route, Sent, Service
 from vmm.config.model import plain
 from vmm.errors import VmmError
 
@@ -56,7 +56,7 @@ def _view(route: Route, service: Service) -> Callable[[], Awaitable[Response]]:
     async def view() -> Response:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         try:
-            answer = await route.call(service, body)
+            answer = await route.call(service, Sent(body, request.scope["state"]["descriptors"]))
         except BodyError as error:
             return array_response(HTTPStatus.BAD_REQUEST, error.texts)
         except VmmError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 from typing import TYPE_CHECKING, cast
 
 import trio
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ConnectionState
+
+from vmm.api.descriptors import ANCILLARY_BYTES, Descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +45,7 @@ class Connection:
         self._app = app
         self._stream = stream
         self._scope = trio.CancelScope()
+        self._descriptors = Descriptors()
         self._is_answering = False
         self._is_ending = False
 
@@ -54,11 +58,15 @@ class Connection:
         stream = cast("trio.SSLStream[trio.SocketStream]", self)
         try:
             with self._scope:
-                await TCPServer(self, config, context, ConnectionState({}), stream).run()
+                # Shown to the application in the scope of each request.
+                state = ConnectionState({"descriptors": self._descriptors})
+                await TCPServer(self, config, context, state, stream).run()
         except* Exception as errors:
             # Whatever Hypercorn made of this client's bytes is between the two of them. Without
             # this, one malformed or badly timed request would end the VM.
             logger.warning("The connection to a client was cut", exc_info=errors)
+        finally:
+            self._descriptors.close()
 
     def end(self) -> None:
         """Close as soon as no request is being answered."""
@@ -71,10 +79,15 @@ class Connection:
         self.socket.close()
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
-        """Read from the client."""
-        data: bytes | bytearray = b""
+        """Read from the client; descriptors that it sends are kept for its request."""
+        data = b""
         try:
-            data = await self._stream.receive_some(max_bytes)
+            data, ancillary, flags, _ = await self.socket.recvmsg(
+                max_bytes, ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+            )
+            self._descriptors.receive(ancillary, flags)
+        except OSError as error:
+            raise trio.BrokenResourceError from error
         finally:
             if not data:
                 self._scope.cancel()
@@ -112,6 +125,7 @@ class Connection:
             await self._app(scope, exchange.receive, exchange.send)
         finally:
             self._is_answering = False
+            self._descriptors.close()
             if self._is_ending:
                 self.close()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmm.api.routes import Route, Service, put_model
+from vmm.api.descriptors import Descriptors
+from vmm.api.routes import Route, Service, put_model, put_model_and_descriptors
 from vmm.config.device import DeviceConfig, UserDeviceConfig, VdpaConfig
 from vmm.config.disk import DiskConfig
 from vmm.config.fs import FsConfig
@@ -32,31 +33,38 @@ ADDED: tuple[tuple[str, str, type[PciSlot], str], ...] = (
         GenericVhostUserConfig,
         "generic vhost-user device",
     ),
-    ("net", "net", NetConfig, "network device"),
     ("pmem", "pmem", PmemConfig, "pmem device"),
     ("user-device", "user_devices", UserDeviceConfig, "user device"),
     ("vdpa", "vdpa", VdpaConfig, "vDPA device"),
     ("vsock", "vsock", VsockConfig, "vsock device"),
 )
-"""Of each request that adds a device: the end of its address, the section that the device goes to,
+"""Of each request that adds a device, but a network: the end of its address, the section that the device goes to,
 the model of its body, and what the errors call it."""
 
 
+REFUSALS = (DuplicateError, UnsupportedError, NotCreatedError, StateError)
+
+
 def _add(address: str, section: str, model: type[PciSlot], name: str) -> Route:
-    @put_model(
-        f"/vm.add-{address}",
-        model,
-        f"The {name} could not be added to the VM",
-        DuplicateError,
-        UnsupportedError,
-        NotCreatedError,
-        StateError,
-    )
+    @put_model(f"/vm.add-{address}", model, f"The {name} could not be added to the VM", *REFUSALS)
     async def add(service: Service, entry: PciSlot) -> PciDeviceInfo | None:
         """Add a device; a running VM answers with its place."""
         return await service.owner.submit(AddDevice(section, entry))
 
     return add
+
+
+@put_model_and_descriptors(
+    "/vm.add-net", NetConfig, "The network device could not be added to the VM", *REFUSALS
+)
+async def add_net(
+    service: Service, net: NetConfig, descriptors: Descriptors
+) -> PciDeviceInfo | None:
+    """Add a network, on the queues of a tap that come as descriptors if any do."""
+    fds = descriptors.take()
+    if fds:
+        net = net.model_copy(update={"fds": fds})
+    return await service.owner.submit(AddDevice("net", net, fds))
 
 
 @put_model(
@@ -85,4 +93,4 @@ async def resize_disk(service: Service, resize: VmResizeDisk) -> None:
     await service.owner.submit(ResizeDisk(resize.id, resize.desired_size))
 
 
-ROUTES = (*(_add(*each) for each in ADDED), remove_device, resize_disk)
+ROUTES = (*(_add(*each) for each in ADDED), add_net, remove_device, resize_disk)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, get_type_hints
 
+from vmm.api.descriptors import Descriptors
 from vmm.config.document import parse_document
 from vmm.config.info import PciDeviceInfo, VmInfo, VmmPingResponse
 from vmm.config.model import ConfigModel
@@ -36,6 +37,13 @@ class Service:
     about: VmmPingResponse
 
 
+class Sent(NamedTuple):
+    """What a client sent with its request."""
+
+    body: bytes
+    descriptors: Descriptors
+
+
 class BodyError(Exception):
     """The caller's fault: a body that is missing, superfluous, no JSON, or not of the model."""
 
@@ -60,11 +68,12 @@ class Route:
     model: type[ConfigModel] | None
     answer: object
     summary: str
-    call: Callable[[Service, bytes], Awaitable[Answer]]
+    call: Callable[[Service, Sent], Awaitable[Answer]]
 
 
 Plain = Callable[[Service], Awaitable[Answer]]
 WithBody = Callable[[Service, Model], Awaitable[Answer]]
+WithDescriptors = Callable[[Service, Model, Descriptors], Awaitable[Answer]]
 
 
 def get(path: str, action: str, *errors: type[VmmError]) -> Callable[[Plain], Route]:
@@ -83,22 +92,47 @@ def put_model(
     """Declare a PUT request whose body is a JSON object of the model."""
 
     def declare(handler: WithBody[Model]) -> Route:
-        async def call(service: Service, body: bytes) -> Answer:
-            return await handler(service, _parse(path, model, body))
+        async def call(service: Service, sent: Sent) -> Answer:
+            return await handler(service, _parse(path, model, sent.body))
 
-        # A body that parses can still be refused for what it says.
-        faults: frozenset[type[VmmError]] = frozenset({ConfigError, *errors})
-        return Route(path, "PUT", action, faults, model, *_described(handler), call)
+        return _with_body(path, model, action, errors, handler, call)
 
     return declare
+
+
+def put_model_and_descriptors(
+    path: str, model: type[Model], action: str, *errors: type[VmmError]
+) -> Callable[[WithDescriptors[Model]], Route]:
+    """Declare a PUT request that may bring descriptors beside its JSON object."""
+
+    def declare(handler: WithDescriptors[Model]) -> Route:
+        async def call(service: Service, sent: Sent) -> Answer:
+            return await handler(service, _parse(path, model, sent.body), sent.descriptors)
+
+        return _with_body(path, model, action, errors, handler, call)
+
+    return declare
+
+
+def _with_body(
+    path: str,
+    model: type[ConfigModel],
+    action: str,
+    errors: tuple[type[VmmError], ...],
+    handler: Callable[..., object],
+    call: Callable[[Service, Sent], Awaitable[Answer]],
+) -> Route:
+    # A body that parses can still be refused for what it says.
+    faults: frozenset[type[VmmError]] = frozenset({ConfigError, *errors})
+    return Route(path, "PUT", action, faults, model, *_described(handler), call)
 
 
 def _plain(
     method: str, path: str, action: str, errors: tuple[type[VmmError], ...]
 ) -> Callable[[Plain], Route]:
     def declare(handler: Plain) -> Route:
-        async def call(service: Service, body: bytes) -> Answer:
-            if body:
+        async def call(service: Service, sent: Sent) -> Answer:
+            if sent.body:
                 raise BodyError("Bad Request", f"{path} takes no body: send none")
             return await handler(service)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,14 +82,27 @@ class Reboot(Command):
 
 
 class AddDevice(Command):
-    """Add an entry to a section of the configuration; gives its device's place if the VM runs."""
+    """Add an entry to a section of the configuration; gives its device's place if the VM runs.
 
-    __slots__ = ("entry", "section")
-    __match_args__ = ("section", "entry")
+    ``descriptors`` are those that the entry names and its sender gives away.
+    """
 
-    def __init__(self, section: str, entry: PciSlot) -> None:
+    __slots__ = ("descriptors", "entry", "section")
+
+    def __init__(self, section: str, entry: PciSlot, descriptors: tuple[int, ...] = ()) -> None:
         self.section = section
         self.entry = entry
+        self.descriptors = descriptors
+
+    def take_descriptors(self) -> tuple[int, ...]:
+        """Give the descriptors; who takes them closes them."""
+        taken, self.descriptors = self.descriptors, ()
+        return taken
+
+    def release(self) -> None:
+        """Close what nobody took."""
+        for fd in self.take_descriptors():
+            os.close(fd)
 
 
 class RemoveDevice(Command):

@@ -26,6 +26,7 @@ from vmm.config.changes import with_device, without_device
 from vmm.errors import InternalError, NotCreatedError, NotFoundError, StateError, VmmError, chain
 from vmm.machine import commands
 from vmm.machine.commands import Command
+from vmm.machine.descriptors import KeptDescriptors
 from vmm.machine.hotplug import extended
 from vmm.machine.mailbox import Guest, Letter, Request, Wish
 from vmm.machine.scope import Scope, enter
@@ -96,6 +97,7 @@ class VmOwner:
         # Bounded by what waits: each API client has one request, a machine one wish.
         self._send, self._receive = trio.open_memory_channel[Letter](float("inf"))
         self._config: VmConfig | None = None
+        self._descriptors = KeptDescriptors()
         self._consoles: Scope[Consoles] | None = None
         self._machine: Scope[Machine] | None = None
         self._guest: Guest | None = None
@@ -126,6 +128,7 @@ class VmOwner:
                 with trio.CancelScope(shield=True):
                     await self._leave_machine()
                     await self._leave_consoles()
+                self._descriptors.close_unnamed(None)
 
     async def submit(self, command: Command) -> PciDeviceInfo | None:
         """Have a command carried out, after those before it; gives where an added device is.
@@ -258,7 +261,7 @@ class VmOwner:
             await self._stop()
         await self._leave_consoles()
         if self._config is not None:
-            self._config = None
+            self._store(None)
             self._events.emit("vm", "deleted")
 
     async def _boot(self) -> None:
@@ -310,16 +313,17 @@ class VmOwner:
             added = await self._machine.during(add)
             changed = with_device(config, section, added.entry)
             info = PciDeviceInfo(id=added.entry.id or "", bdf=str(added.bdf))
-        self._config = changed
+        self._descriptors.keep(command.take_descriptors())
+        self._store(changed)
         return info
 
     def _remove_device(self, id: str) -> None:
         config = self._stored_config()
         if self._machine is not None:
             # Out of the configuration at once; out of the machine when its guest lets go.
-            self._config = without_device(config, self._machine.value.remove_device(id))
+            self._store(without_device(config, self._machine.value.remove_device(id)))
             return
-        self._config = without_device(config, id)
+        self._store(without_device(config, id))
         if self._config is config:
             raise NotFoundError(f'No device with id "{id}" to remove; vm.info lists what there is')
 
@@ -368,6 +372,10 @@ class VmOwner:
     def _check_transition(self, wanted: State, new: State) -> None:
         if self._state is not wanted:
             raise StateError(f"invalid VM state transition: {self._state.value} to {new.value}")
+
+    def _store(self, config: VmConfig | None) -> None:
+        self._config = config
+        self._descriptors.close_unnamed(config)
 
     def _stored_config(self) -> VmConfig:
         if self._config is None:
