@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
 import pytest
+import trio
 
 from tests.unit.owner_fixture import CONFIG, Bench, running
 from vmm.config.device import VdpaConfig
 from vmm.config.disk import DiskConfig
+from vmm.config.net import NetConfig
 from vmm.errors import (
     DuplicateError,
     HostError,
     NotFoundError,
     StateError,
     UnsupportedError,
+    VmmError,
 )
-from vmm.machine.commands import AddDevice, Boot, Command, Create, Reboot, RemoveDevice
+from vmm.machine.commands import (
+    AddDevice,
+    Boot,
+    Command,
+    Create,
+    Delete,
+    Reboot,
+    RemoveDevice,
+    Shutdown,
+    ShutdownVmm,
+)
 
 DISK = DiskConfig(path="/disk.raw")
 
@@ -116,3 +132,90 @@ async def test_device_removed_from_a_created_vm_is_gone_and_an_unknown_one_is_no
         assert bench.owner.info().config.disks == (DISK,)
         with pytest.raises(NotFoundError, match="root"):
             await bench.do(RemoveDevice("root"))
+
+
+class Pipe:
+    """A descriptor that a client gives away, and whether anybody has it open."""
+
+    def __init__(self) -> None:
+        self.read_end, self.given = os.pipe()
+        os.set_blocking(self.read_end, False)
+
+    @property
+    def is_closed(self) -> bool:
+        try:
+            return os.read(self.read_end, 1) == b""
+        except BlockingIOError:
+            return False
+
+    def added(self, **entry: object) -> AddDevice:
+        """The command that adds a network on it."""
+        net = NetConfig.model_validate({**entry}).model_copy(update={"fds": (self.given,)})
+        return AddDevice("net", net, (self.given,))
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    os.close(made.read_end)
+
+
+async def test_descriptor_of_a_network_is_kept_over_boots_until_it_is_removed(pipe: Pipe) -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), pipe.added(id="lan"), Boot(), Reboot(), Shutdown(), Boot())
+        assert not pipe.is_closed
+
+        await bench.do(RemoveDevice("lan"))
+
+        assert pipe.is_closed
+
+
+async def test_descriptor_of_a_network_is_closed_with_the_vm(pipe: Pipe) -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), pipe.added())
+        assert not pipe.is_closed
+
+        await bench.do(Delete())
+
+        assert pipe.is_closed
+
+
+async def test_descriptor_of_a_network_is_closed_at_the_end_of_the_owner(pipe: Pipe) -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot(), pipe.added())
+    assert pipe.is_closed
+
+
+@pytest.mark.parametrize("before", [[], [Create(CONFIG)], [ShutdownVmm()]], ids=len)
+async def test_descriptor_of_a_refused_network_is_closed(before: list[Command], pipe: Pipe) -> None:
+    async with running() as bench:
+        await bench.do(*before)
+
+        with pytest.raises(VmmError):
+            await bench.do(pipe.added(num_queues=8))
+
+        assert pipe.is_closed
+
+
+async def test_descriptor_of_a_network_that_cannot_be_opened_is_closed(pipe: Pipe) -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        bench.machine.add_error = HostError("TUNGETIFF", 25)
+
+        with pytest.raises(HostError):
+            await bench.do(pipe.added())
+
+        assert pipe.is_closed
+
+
+async def test_descriptor_of_a_command_behind_the_end_is_closed(pipe: Pipe) -> None:
+    async with running() as bench, trio.open_nursery() as nursery:
+        await bench.do(Create(CONFIG))
+        nursery.start_soon(bench.do, ShutdownVmm())
+        await trio.lowlevel.checkpoint()
+
+        with pytest.raises(StateError, match="ending"):
+            await bench.do(pipe.added())
+
+        assert pipe.is_closed

@@ -38,8 +38,8 @@ ADDED: tuple[tuple[str, str, type[PciSlot], str], ...] = (
     ("vdpa", "vdpa", VdpaConfig, "vDPA device"),
     ("vsock", "vsock", VsockConfig, "vsock device"),
 )
-"""Of each request that adds a device, but a network: the end of its address, the section that the device goes to,
-the model of its body, and what the errors call it."""
+"""Of each request that adds a device, but a network: the end of its address, the section that the
+device goes to, the model of its body, and what the errors call it."""
 
 
 REFUSALS = (DuplicateError, UnsupportedError, NotCreatedError, StateError)

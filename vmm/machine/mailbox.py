@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vmm.errors import chain
+from vmm.errors import StateError, chain
+from vmm.machine.commands import ShutdownVmm
 
 if TYPE_CHECKING:
     from vmm.config.info import PciDeviceInfo
@@ -35,6 +36,12 @@ class Request:
     done: trio.Event = field(default_factory=trio.Event)
     given: PciDeviceInfo | None = None
     error: VmmError | None = None
+
+    def refuse(self) -> None:
+        """The VMM ends before the command; one that asks for the end has its wish."""
+        if not isinstance(self.command, ShutdownVmm):
+            self.error = StateError("The VMM is ending; start another")
+        self.end()
 
     def end(self) -> None:
         """Let the sender hear, and give back what the command still holds."""

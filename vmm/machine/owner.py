@@ -138,8 +138,7 @@ class VmOwner:
         """
         request = Request(command)
         if self._ended:
-            request.error = _refusal(command)
-            request.end()
+            request.refuse()
         else:
             self._send.send_nowait(request)
             await request.done.wait()
@@ -187,8 +186,7 @@ class VmOwner:
             while True:
                 request = self._receive.receive_nowait()
                 if isinstance(request, Request):
-                    request.error = _refusal(request.command)
-                    request.end()
+                    request.refuse()
 
     async def _answer(self, request: Request) -> None:
         request.error = InternalError("The command was not carried out to its end")
@@ -395,10 +393,3 @@ class VmOwner:
     def _needed_nursery(self) -> trio.Nursery:
         assert self._nursery is not None, "commands are served by run alone"
         return self._nursery
-
-
-def _refusal(command: Command) -> StateError | None:
-    """What becomes of a command that comes too late; one that asks for the end has its wish."""
-    if isinstance(command, commands.ShutdownVmm):
-        return None
-    return StateError("The VMM is ending; start another")
