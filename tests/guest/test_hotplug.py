@@ -9,10 +9,15 @@ import pytest
 from tests.guest.conftest import BOOT_S, Guest, booted
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel
+from vmm.client import AsyncClient
+from vmm.config.net import NetConfig
+from vmm.net.interface import Interface, address_of
+from vmm.net.tap import open_tap
 
 pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
+HOST, GUEST = "192.168.77.1", "192.168.77.2"
 NOTICED_S = 30
 """How long the guest may take to notice; even a nested host needs a tenth of it."""
 
@@ -90,3 +95,37 @@ async def test_added_disk_is_used_removed_put_in_the_same_slot_and_kept_over_a_r
         assert (await guest.vmm.info())["config"]["disks"][0]["id"] == "again"
         await remove(guest, "again")
         await disappears(guest, "/sys/block/vda")
+
+
+async def test_added_network_on_descriptors_of_a_tap_carries_packets_and_lets_go_of_it(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    async with booted(place, linux, with_virtio, "--cpus", "boot=2") as guest:
+        vm = AsyncClient(str(place / "api.sock"))
+        with open_tap("lan0", 2) as tap:
+            tap.interface.set_address(address_of(HOST, "255.255.255.0"))
+            tap.interface.bring_up()
+            lan = NetConfig(fds=tap.fds, num_queues=4, mac="02:77:00:00:00:02", id="lan")
+            added = await vm.add_net(lan)
+        assert added is not None
+        assert (added.id, added.bdf) == ("lan", "0000:00:02.0")
+        await appears(guest, "/sys/class/net/eth0")
+        assert (await guest.run("cat /sys/class/net/eth0/address")).strip() == lan.mac
+        await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
+        assert "3 packets received" in await guest.run(f"ping -c 3 -i 0.2 {HOST}")
+
+        await reboot(guest)
+        await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
+        assert "3 packets received" in await guest.run(f"ping -c 3 -i 0.2 {HOST}")
+
+        await remove(guest, "lan")
+        await disappears(guest, "/sys/class/net/eth0")
+        # Nobody has the tap open any more.
+        assert not Interface("lan0").exists()
+
+        # The slot is free at once, for anything: a network with a tap of its own.
+        again = await add(guest, "net", tap="lan0", ip=HOST, mask="255.255.255.0", pci_device_id=2)
+        assert again == {"id": "_net0", "bdf": "0000:00:02.0"}
+        await appears(guest, "/sys/class/net/eth0")
+        await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
+        assert "3 packets received" in await guest.run(f"ping -c 3 -i 0.2 {HOST}")

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import trio
 
 from tests.unit.owner_fixture import CONFIG, Bench, running
 from vmm.config.device import VdpaConfig
@@ -210,10 +209,9 @@ async def test_descriptor_of_a_network_that_cannot_be_opened_is_closed(pipe: Pip
 
 
 async def test_descriptor_of_a_command_behind_the_end_is_closed(pipe: Pipe) -> None:
-    async with running() as bench, trio.open_nursery() as nursery:
+    async with running() as bench:
         await bench.do(Create(CONFIG))
-        nursery.start_soon(bench.do, ShutdownVmm())
-        await trio.lowlevel.checkpoint()
+        bench.owner.request_end()
 
         with pytest.raises(StateError, match="ending"):
             await bench.do(pipe.added())
