@@ -105,10 +105,11 @@ async def test_added_network_on_descriptors_of_a_tap_carries_packets_and_lets_go
         with open_tap("lan0", 2) as tap:
             tap.interface.set_address(address_of(HOST, "255.255.255.0"))
             tap.interface.bring_up()
-            lan = NetConfig(fds=tap.fds, num_queues=4, mac="02:77:00:00:00:02", id="lan")
+            mac = "02:77:00:00:00:02"
+            lan = NetConfig(fds=tap.fds, num_queues=4, mac=mac, id="lan", pci_device_id=6)
             added = await vm.add_net(lan)
         assert added is not None
-        assert (added.id, added.bdf) == ("lan", "0000:00:02.0")
+        assert (added.id, added.bdf) == ("lan", "0000:00:06.0")
         await appears(guest, "/sys/class/net/eth0")
         assert (await guest.run("cat /sys/class/net/eth0/address")).strip() == lan.mac
         await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
@@ -124,8 +125,8 @@ async def test_added_network_on_descriptors_of_a_tap_carries_packets_and_lets_go
         assert not Interface("lan0").exists()
 
         # The slot is free at once, for anything: a network with a tap of its own.
-        again = await add(guest, "net", tap="lan0", ip=HOST, mask="255.255.255.0", pci_device_id=2)
-        assert again == {"id": "_net0", "bdf": "0000:00:02.0"}
+        again = await add(guest, "net", tap="lan0", ip=HOST, mask="255.255.255.0", pci_device_id=6)
+        assert again == {"id": "_net0", "bdf": "0000:00:06.0"}
         await appears(guest, "/sys/class/net/eth0")
         await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
         assert "3 packets received" in await guest.run(f"ping -c 3 -i 0.2 {HOST}")

@@ -11,6 +11,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
+from vmm.api.descriptors import Descriptors
 from vmm.api.errors import BODY_LIMIT, action_failed, array_response, request_failed
 from vmm.api.openapi import PREFIX, document
 from vmm.api.paths import ROUTES
@@ -56,7 +57,7 @@ def _view(route: Route, service: Service) -> Callable[[], Awaitable[Response]]:
     async def view() -> Response:
         body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
         try:
-            answer = await route.call(service, Sent(body, request.scope["state"]["descriptors"]))
+            answer = await route.call(service, Sent(body, _descriptors()))
         except BodyError as error:
             return array_response(HTTPStatus.BAD_REQUEST, error.texts)
         except VmmError as error:
@@ -65,6 +66,12 @@ def _view(route: Route, service: Service) -> Callable[[], Awaitable[Response]]:
         return _succeeded(answer)
 
     return view
+
+
+def _descriptors() -> Descriptors:
+    """What came beside the request: only a connection of ours brings any."""
+    descriptors = request.scope.get("state", {}).get("descriptors")
+    return descriptors if isinstance(descriptors, Descriptors) else Descriptors()
 
 
 async def _show_document() -> Response:
