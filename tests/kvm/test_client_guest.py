@@ -117,7 +117,7 @@ async def test_client_leads_a_vm_through_its_life(client: Live, place: Path) -> 
 
 async def test_shutdown_is_answered_and_then_nobody_listens(place: Path) -> None:
     async with running(place) as vmm:
-        client = AsyncClient(socket_of(vmm))
+        client = vmm.client
         about = await client.ping()
         await client.shutdown_vmm()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -300,6 +301,18 @@ async def test_top_counts_as_often_as_it_is_told(
     assert shown.out.count("Created, 1 vCPUs, 512M RAM") == 2
     counters = {"_disk0": {"read_bytes": {"total": 7, "increase": 0}}}
     assert [json.loads(line)["counters"] for line in as_json.out.splitlines()] == [counters] * 2
+
+
+async def test_reader_that_has_seen_enough_ends_the_view_quietly(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    async with serving(FakeOwner(), tmp_path) as api:
+        words = ["--api-socket", api.path, "top", "--interval", "0.001"]
+        command = [sys.executable, "-m", "vmm.remote", *words]
+        done = await trio.run_process(command, stdout=writer, capture_stderr=True, check=False)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_view_shows_totals_and_rates() -> None:

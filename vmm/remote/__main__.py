@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         _run(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the interpreter's own flush must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (VmmError, TimeoutError) as error:
         print(_report(error, as_json=given.json), file=sys.stderr)
         return 1

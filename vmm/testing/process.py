@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from vmm.client import AsyncClient
 from vmm.testing.api import ApiConnection, Reply
 from vmm.testing.stall import Stalled
 
@@ -108,6 +109,11 @@ class VmmProcess:
             else:
                 return at + len(wanted)
         raise Stalled(f"{text!r} did not come within {seconds} s\n{self.transcript()}")
+
+    @property
+    def client(self) -> AsyncClient:
+        """A client of its API: a typed method for each request."""
+        return AsyncClient(str(self.directory / "api.sock"))
 
     async def api(self, method: str, name: str, body: object = None) -> Reply:
         """Send one request on a connection of its own."""
