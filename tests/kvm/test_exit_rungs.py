@@ -15,6 +15,7 @@ from vmm.kvm_cffi import (
     ExitKind,
     Loop,
     PmTimer,
+    Shadow,
     Uart,
     address_of,
 )
@@ -133,6 +134,36 @@ async def test_uart_guest_text_arrives_without_the_loop(machines: Machines) -> N
         assert uart.drain() == b"serial text"
         assert machine.threads[0].exit_counts.to_loop == 1
     os.close(irq)
+
+
+async def test_shadow_answers_reads_and_its_writes_are_the_loop_s(machines: Machines) -> None:
+    machine = machines.make(
+        f"""
+        mov {HOLE}, %eax
+        mov %eax, {RESULT}
+        movzwl {HOLE + 6}, %eax
+        mov %eax, {RESULT + 4}
+        movl $5, {HOLE}
+        mov {HOLE}, %eax
+        mov %eax, {RESULT + 8}
+        {SAY_DONE}
+        """
+    )
+    shadow = Shadow([(0, 8)])
+    [view] = shadow.views
+    view[:] = bytes.fromhex("11223344 55667788")
+    machine.router.map_mmio(HOLE, 0x1000, shadow)
+
+    written = await machine.start().next_exit()
+    assert (written.address, written.value, written.is_write) == (HOLE, 5, True)
+    view[0] = 0xFF
+    machine.threads[0].answer(0)
+    await machine.driver.asked()
+
+    assert machine.word(RESULT) == 0x4433_2211
+    assert machine.word(RESULT + 4) == 0x8877
+    assert machine.word(RESULT + 8) == 0x4433_22FF
+    assert machine.threads[0].exit_counts.to_loop == 2
 
 
 async def test_pci_configuration_read_comes_from_the_shadow(machines: Machines) -> None:

@@ -18,7 +18,7 @@ from tests.kvm.guests.programs import HALT, say
 from tests.kvm.guests.virtio import AVAIL, BAR, BUFFER, DESC, USED, move_bar, set_up
 from vmm.errors import HostError
 from vmm.machine.scope import sole_cause
-from vmm.virtio.pci_transport import NOTIFY
+from vmm.virtio.pci_transport import ISR, MSIX_TABLE, NOTIFY, VirtioPci
 from vmm.virtio.spec import Common, Status
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
@@ -87,6 +87,46 @@ async def test_guest_that_breaks_its_ring_sees_needs_reset_and_gets_the_device_b
 
     assert bytes(vm.debug.output) == b"b."
     assert ram.word(USED + 8) == BYTES
+
+
+async def test_common_configuration_and_vector_table_are_read_without_python(
+    tmp_path: Path, ram: SharedRam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    read = VirtioPci.read
+
+    def noted(transport: VirtioPci, offset: int, size: int) -> int:
+        asked.append(offset)
+        return read(transport, offset, size)
+
+    monkeypatch.setattr(VirtioPci, "read", noted)
+    shown = {
+        "b": (Common.DEVICE_STATUS, BUFFER),
+        "w": (Common.QUEUE_SIZE, BUFFER + 4),
+        "l": (Common.QUEUE_DESC, BUFFER + 8),
+    }
+    registers = {"b": "%al", "w": "%ax", "l": "%eax"}
+    reads = "".join(
+        f"mov {BAR + field:#x}, {registers[width]}; mov %eax, {to:#x};"
+        for width, (field, to) in shown.items()
+    )
+    program = f"""
+        {move_bar(1)}{set_up()}
+        xor %eax, %eax
+        {reads}
+        movl $0, {BAR + MSIX_TABLE + 12:#x}
+        mov {BAR + MSIX_TABLE + 12:#x}, %eax; mov %eax, {BUFFER + 12:#x}
+        mov {BAR + MSIX_TABLE + 28:#x}, %eax; mov %eax, {BUFFER + 16:#x}
+        mov {BAR + ISR:#x}, %al
+        {say(".")}{HALT}
+    """
+    config = configure(write_kernel(tmp_path, program), memory=file_memory(ram.path))
+
+    async with running(config) as vm:
+        await vm.debug.wait_for(b".")
+
+    assert asked == [ISR]
+    assert [ram.word(BUFFER + at) for at in (0, 4, 8, 12, 16)] == [15, 8, DESC, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
 
 from vmm.errors import InternalError
-from vmm.kvm_cffi import AllOnes, ByteRing, ConfigAddress, Constant, Loop, PmTimer, address_of
+from vmm.kvm_cffi import (
+    AllOnes,
+    ByteRing,
+    ConfigAddress,
+    Constant,
+    Loop,
+    PmTimer,
+    Shadow,
+    address_of,
+)
 
 CF8, CFC = 0, 4
 BUS_BYTES = 1 << 20
@@ -127,6 +137,44 @@ def test_config_data_across_the_port_end_reads_ones() -> None:
 
     assert config.read(CFC + 3, 2) == 0xFFFF
     assert config.read(CFC + 4, 4) == 0xFFFF_FFFF
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_shadow_reads_what_its_views_hold_in_any_width_and_place(size: int) -> None:
+    shadow = Shadow([(0x100, 24), (0x200, 8)])
+    for view in shadow.views:
+        view[:] = bytes(range(1, 1 + len(view)))
+
+    for base, view in zip((0x100, 0x200), shadow.views, strict=True):
+        for at in range(len(view) - size + 1):
+            expected = int.from_bytes(bytes(view[at : at + size]), "little")
+            assert shadow.read(base + at, size) == expected
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(0, 1), (0xFF, 2), (0x117, 2), (0x115, 4), (0x111, 8), (0x118, 1), (0x204, 8), (1 << 63, 8)],
+)
+def test_shadow_leaves_a_read_that_is_not_wholly_in_a_part_to_the_loop(
+    offset: int, size: int
+) -> None:
+    assert Shadow([(0x100, 24), (0x200, 8)]).read(offset, size) is None
+
+
+def test_shadow_leaves_every_write_to_the_loop() -> None:
+    shadow = Shadow([(0, 8)])
+
+    assert not shadow.write(0, 0xFF, 4)
+    assert bytes(shadow.views[0]) == bytes(8)
+
+
+def test_shadow_s_views_outlive_it() -> None:
+    [view] = Shadow([(0, 1 << 16)]).views
+    gc.collect()
+
+    view[:] = b"\x5a" * len(view)
+
+    assert view[-1] == 0x5A
 
 
 def test_config_data_beyond_a_short_shadow_reads_ones() -> None:

@@ -36,6 +36,7 @@ from vmm.kvm_cffi import (
     Exit,
     ExitRouter,
     Loop,
+    Shadow,
     Uart,
     VcpuThread,
     address_of,
@@ -99,6 +100,10 @@ def _configuration(stack: ExitStack, guest: ExitGuest, router: ExitRouter, loop:
     router.map_pio(CONFIG_ADDRESS, 8, ports)
 
 
+def _registers(stack: ExitStack, guest: ExitGuest, router: ExitRouter, loop: Loop) -> None:
+    router.map_mmio(SLOT, mmap.PAGESIZE, Shadow([(0, mmap.PAGESIZE)]))
+
+
 def _serial(stack: ExitStack, guest: ExitGuest, router: ExitRouter, loop: Loop) -> None:
     interrupt = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     stack.callback(os.close, interrupt)
@@ -124,6 +129,7 @@ KINDS = (
     Kind("rung 1, unclaimed port", RAW_READ, read_port(FREE_PORT), _nothing),
     Kind("rung 1, serial line status", RAW_READ, read_port(SERIAL_PORT + LINE_STATUS), _serial),
     Kind("rung 1, PCI configuration read", RAW_READ_32, read_port_32(CONFIG_DATA), _configuration),
+    Kind("rung 1, virtio common configuration", RAW_MEMORY, read_memory(SLOT), _registers),
     Kind("rung 1, debug console", RAW_WRITE, write_port(DEBUG_PORT), _debug_console),
     Kind("rung 2, port handler", RAW_READ, read_port(FREE_PORT), _handler, reaches_python=True),
 )

@@ -9,6 +9,7 @@ from vmm.kvm_cffi.mechanisms import (
     Loop,
     Mechanism,
     PmTimer,
+    Shadow,
 )
 from vmm.kvm_cffi.memory import address_of, bind_to_numa_node
 from vmm.kvm_cffi.router import ExitRouter
@@ -52,6 +53,7 @@ __all__ = [
     "PmTimer",
     "Regs",
     "Segment",
+    "Shadow",
     "Sregs",
     "SyncRegs",
     "ThreadState",

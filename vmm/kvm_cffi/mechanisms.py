@@ -14,6 +14,8 @@ from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.closing import Closing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm.kvm_cffi._kvm import CData
 
 EVENT_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
@@ -127,6 +129,24 @@ class ConfigAddress(Mechanism):
     @address.setter
     def address(self, value: int) -> None:
         lib.vk_config_address_set(self._config, value)
+
+
+class Shadow(Mechanism):
+    """Reads of some parts are answered from memory, which is ``views``; all else goes to the loop.
+
+    A part is an offset and a size in bytes; a read that is not wholly in one goes to the loop. The
+    views are zeros at first, and what is written to them is what vCPUs read from then on.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, int]]) -> None:
+        self._memory = [ffi.new("uint8_t[]", size) for _, size in parts]
+        self.views = tuple(memoryview(ffi.buffer(bytes)) for bytes in self._memory)
+        described = ffi.new("struct vk_shadow_part[]", len(parts))
+        for part, (offset, size), memory in zip(described, parts, self._memory, strict=True):
+            part.offset, part.size, part.bytes = offset, size, memory
+        made = lib.vk_shadow_new(described, len(parts))
+        self._shadow = ffi.gc(allocated(made), lib.vk_mechanism_free)
+        super().__init__(self._shadow)
 
 
 class PmTimer(Mechanism):

@@ -14,7 +14,7 @@ from vmm.errors import InternalError
 if TYPE_CHECKING:
     import trio
 
-    from vmm.kvm_cffi import ExitRouter, Loop
+    from vmm.kvm_cffi import ExitRouter, Loop, Mechanism
 
 ALL_ONES = {size: (1 << (8 * size)) - 1 for size in (1, 2, 4, 8)}
 
@@ -130,10 +130,15 @@ class AddressSpaces:
         self.ports.claim(base, size, handler)
         self._router.map_pio(base, size, self._loop)
 
-    def claim_mmio(self, base: int, size: int, handler: IoHandler) -> None:
-        """Let a handler answer at addresses. Raises: InternalError when one is taken."""
+    def claim_mmio(
+        self, base: int, size: int, handler: IoHandler, mechanism: Mechanism | None = None
+    ) -> None:
+        """Let a handler answer at addresses, as far as a mechanism in C leaves it to the loop.
+
+        Raises: InternalError when one is taken.
+        """
         self.mmio.claim(base, size, handler)
-        self._router.map_mmio(base, size, self._loop)
+        self._router.map_mmio(base, size, mechanism or self._loop)
 
     def release_mmio(self, base: int) -> None:
         """Let nobody answer any more. Raises: InternalError when no range begins there."""

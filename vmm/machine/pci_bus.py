@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmm.boot.layout import DeviceAreas
     from vmm.config.vm import VmConfig
+    from vmm.kvm_cffi import Mechanism
     from vmm.machine.bus import AddressSpaces, IoHandler
     from vmm.pci.segment import Segment
 
@@ -135,6 +136,7 @@ class BarWindow:
         self._size = size
         self._follower = follower
         self._handler: IoHandler | None = None
+        self._mechanism: Mechanism | None = None
         # The range that is taken in the area. It stays so while the guest has decoding off: it is
         # about to turn it on again.
         self._home: int | None = home
@@ -163,9 +165,10 @@ class BarWindow:
             self._bus.give_back(self._home)
         self._bus.forget(self)
 
-    def serve(self, handler: IoHandler) -> None:
-        """Let a handler answer where the BAR was placed."""
+    def serve(self, handler: IoHandler, mechanism: Mechanism | None = None) -> None:
+        """Let a handler answer where the BAR was placed, and before it a mechanism in C."""
         self._handler = handler
+        self._mechanism = mechanism
         self.move(self._home)
 
     def move(self, address: int | None) -> None:
@@ -186,7 +189,7 @@ class BarWindow:
         if self._home is None and self._bus.take(self._wanted, self._size):
             self._home = self._wanted
         if self._home == self._wanted:
-            self._spaces.claim_mmio(self._wanted, self._size, self._handler)
+            self._spaces.claim_mmio(self._wanted, self._size, self._handler, self._mechanism)
             self._mapped = self._wanted
             if self._follower is not None:
                 self._follower.move(self._wanted)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from vmm.kvm_cffi import Shadow
 from vmm.machine.doorbells import Doorbells
 from vmm.machine.msi import MsixSources
 from vmm.pci.bar import Bar, BarKind
@@ -20,6 +21,7 @@ from vmm.virtio.pci_transport import (
     NOTIFY_STRIDE,
     Surroundings,
     VirtioPci,
+    shadowed,
 )
 
 if TYPE_CHECKING:
@@ -75,10 +77,12 @@ async def plug_virtio(
         stack.enter_context(doorbells)
         sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
         window = stack.enter_context(bus.open_window(kind, BAR_SIZE, BAR_ALIGNMENT, doorbells))
+        shadow = Shadow(shadowed(device))
         around = Surroundings(
             memory=wiring.board.memory,
             open_queue=wiring.board.open_queue,
             kicks=doorbells.fds,
+            shadow=shadow.views,
             sources=sources,
             window=window,
             events=wiring.board.events,
@@ -86,7 +90,7 @@ async def plug_virtio(
         base = window.address
         transport = VirtioPci(device, around, kind, base)
         bdf = stack.enter_context(_slot(bus, transport, slot))
-        window.serve(transport)
+        window.serve(transport, shadow)
         async with trio.open_nursery() as nursery:
             await nursery.start(transport.runner.run)
             nodes = _virtio_nodes(device, transport.bar, base, bdf)

@@ -43,13 +43,17 @@ class VectorChanged(NamedTuple):
 
 
 class Msix:
-    """The table of one function, with ``vectors`` entries, all masked, and MSI-X off."""
+    """The table of one function, with ``vectors`` entries, all masked, and MSI-X off.
 
-    def __init__(self, vectors: int) -> None:
+    ``table`` is where its bytes are kept, if a guest is to read them without asking.
+    """
+
+    def __init__(self, vectors: int, table: memoryview | None = None) -> None:
         if not 1 <= vectors <= MAX_VECTORS:
             raise InternalError(f"An MSI-X table of {vectors} vectors is not within 1 and 2048")
         self.vectors = vectors
-        self._table = bytearray(_ENTRY_AT_RESET * vectors)
+        self._table = memoryview(bytearray(vectors * ENTRY_SIZE)) if table is None else table
+        self._table[:] = _ENTRY_AT_RESET * vectors
         self._control = 0
         self._delivered: list[Message | None] = [None] * vectors
 

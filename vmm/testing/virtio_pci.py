@@ -20,7 +20,7 @@ from typing import NamedTuple
 import trio
 
 from vmm.errors import InternalError
-from vmm.kvm_cffi import Virtqueue
+from vmm.kvm_cffi import Shadow, Virtqueue
 from vmm.machine.msi import MsixSources
 from vmm.pci import msix
 from vmm.pci.bar import BarKind
@@ -30,7 +30,7 @@ from vmm.testing.driver import PackedDriver, SplitDriver
 from vmm.testing.memory import FakeMemory
 from vmm.virtio import spec
 from vmm.virtio.device import VirtioDevice
-from vmm.virtio.pci_transport import Surroundings, VirtioPci
+from vmm.virtio.pci_transport import Surroundings, VirtioPci, shadowed
 from vmm.virtio.queue import Queue, QueueState
 from vmm.virtio.spec import NO_VECTOR, Common, Feature, PciCapability, Status
 
@@ -129,8 +129,9 @@ class Capability(NamedTuple):
 class PciDriver:
     """The driver's side of the transport: configuration space and BAR 0, as a vCPU reaches them."""
 
-    def __init__(self, transport: VirtioPci, memory: FakeMemory) -> None:
+    def __init__(self, transport: VirtioPci, memory: FakeMemory, shadow: Shadow) -> None:
         self.transport = transport
+        self._shadow = shadow
         self.memory = memory
         self.features = 0
 
@@ -160,8 +161,9 @@ class PciDriver:
             await effect.wait()
 
     def read(self, offset: int, size: int) -> int:
-        """Read from BAR 0."""
-        return self.transport.read(offset, size)
+        """Read from BAR 0: in C as far as that answers."""
+        value = self._shadow.read(offset, size)
+        return self.transport.read(offset, size) if value is None else value
 
     def get(self, field: Common) -> int:
         """Read a field of the common configuration."""
@@ -296,16 +298,18 @@ class Bench:
         self.sources = stack.enter_context(MsixSources(self.routes, queues + 1))
         self.kicks = _eventfds(queues, stack)
         self._map = memory.map()
+        shadow = Shadow(shadowed(device))
         around = Surroundings(
             memory=memory,
             open_queue=self._open_queue,
             kicks=self.kicks,
+            shadow=shadow.views,
             sources=self.sources,
             window=self.window,
             events=self.events,
         )
         self.transport = VirtioPci(device, around, BarKind.MEMORY64, BAR_ADDRESS)
-        self.driver = PciDriver(self.transport, memory)
+        self.driver = PciDriver(self.transport, memory, shadow)
 
     async def interrupt(self, vector: int) -> None:
         """Wait for an interrupt by a vector. Raises: trio.TooSlowError when none comes."""

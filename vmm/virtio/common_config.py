@@ -77,15 +77,25 @@ _ABSENT = QueueRegisters(0, 0, vector=0)
 
 
 class CommonConfig:
-    """The registers over one negotiation; ``vectors`` is the size of the MSI-X table."""
+    """The registers over one negotiation; ``vectors`` is the size of the MSI-X table.
 
-    def __init__(self, negotiation: Negotiation, queue_sizes: Sequence[int], vectors: int) -> None:
+    ``image`` is what a read shows, 60 bytes; of no byte of it is anything but the old or the new
+    value ever seen.
+    """
+
+    def __init__(
+        self,
+        negotiation: Negotiation,
+        queue_sizes: Sequence[int],
+        vectors: int,
+        image: memoryview,
+    ) -> None:
         self._negotiation = negotiation
         self._queue_sizes = tuple(queue_sizes)
         self._vectors = vectors
         can_reset = bool(negotiation.offered & Feature.RING_RESET)
         self.size = COMMON_CONFIG_SIZE_WITH_RESET if can_reset else COMMON_CONFIG_SIZE
-        self.image = bytearray(COMMON_CONFIG_SIZE_WITH_RESET)
+        self.image = image
         self.generation = 0
         self.lingering = Status(0)
         """What the status still shows while a reset is under way: the driver waits for zero."""
@@ -137,9 +147,8 @@ class CommonConfig:
         """Bring the image up to date."""
         negotiation = self._negotiation
         queue = self._selected or _ABSENT
-        _IMAGE.pack_into(
-            self.image,
-            0,
+        # Packed elsewhere: packing in place would show a guest that reads meanwhile half of it.
+        self.image[:] = _IMAGE.pack(
             self._device_feature_select,
             negotiation.offered_page(self._device_feature_select),
             self._driver_feature_select,

@@ -1,8 +1,9 @@
 """The modern virtio-pci transport: one PCI function in front of a virtio device.
 
 BAR 0 holds everything: common configuration, ISR status, the device's own configuration, doorbells
-and the MSI-X table. A doorbell is normally an ioeventfd that never gets here. There is no interrupt
-pin: without MSI-X a driver has to poll.
+and the MSI-X table. A doorbell is normally an ioeventfd that never gets here, and reads of the
+common configuration and of the MSI-X table come out of the memory in which they are kept. There is
+no interrupt pin: without MSI-X a driver has to poll.
 
 Spec: Virtio 1.2, section 4.1.
 """
@@ -99,14 +100,25 @@ class OpenQueue(Protocol):
 
 
 class Surroundings(NamedTuple):
-    """What the transport is given of the machine; ``kicks`` has an eventfd a queue."""
+    """What the transport is given of the machine.
+
+    ``kicks`` has an eventfd a queue, ``shadow`` the memory of each part that ``shadowed`` names.
+    """
 
     memory: Memory
     open_queue: OpenQueue
     kicks: Sequence[int]
+    shadow: Sequence[memoryview]
     sources: Sources
     window: Window
     events: Events
+
+
+def shadowed(device: VirtioDevice) -> tuple[tuple[int, int], ...]:
+    """Say which parts of a device's BAR 0 may be read out of memory: offset and size of each."""
+    vectors = len(device.queue_sizes) + 1
+    table = vectors * msix.ENTRY_SIZE
+    return (COMMON, spec.COMMON_CONFIG_SIZE_WITH_RESET), (MSIX_TABLE, table)
 
 
 class VirtioPci:
@@ -122,8 +134,9 @@ class VirtioPci:
         self._negotiation = Negotiation(offered_features(device))
         queues = len(device.queue_sizes)
         self._config_source = queues
-        self._msix = Msix(queues + 1)
-        self._common = CommonConfig(self._negotiation, device.queue_sizes, queues + 1)
+        image, table = around.shadow
+        self._msix = Msix(queues + 1, table)
+        self._common = CommonConfig(self._negotiation, device.queue_sizes, queues + 1, image)
         self._isr = Isr(0)
         self._active: Active | None = None
         self.configuration = Configuration(_identity(device))

@@ -11,6 +11,7 @@ typedef struct vk_mechanism vk_mechanism;
 typedef struct vk_byte_ring vk_byte_ring;
 typedef struct vk_uart vk_uart;
 typedef struct vk_config_address vk_config_address;
+typedef struct vk_shadow vk_shadow;
 typedef struct vk_pm_timer vk_pm_timer;
 typedef struct vk_router vk_router;
 typedef struct vk_thread vk_thread;
@@ -52,6 +53,15 @@ void vk_uart_free(vk_uart *uart);
 vk_config_address *vk_config_address_new(const void *shadow, uint64_t shadow_bytes);
 uint32_t vk_config_address_get(vk_config_address *config);
 void vk_config_address_set(vk_config_address *config, uint32_t address);
+
+/* Reads within one of the parts come out of its bytes, which outlive the shadow. */
+struct vk_shadow_part {
+    uint64_t offset;
+    uint64_t size;
+    const uint8_t *bytes;
+};
+
+vk_shadow *vk_shadow_new(const struct vk_shadow_part *parts, uint32_t count);
 
 vk_pm_timer *vk_pm_timer_new(uint32_t offset_ticks);
 uint32_t vk_pm_timer_get_offset(vk_pm_timer *timer);

@@ -40,6 +40,9 @@ void vk_router_remove_reader(vk_router *router, struct vk_reader *reader);
 enum vk_verdict vk_router_access(vk_router *router, struct vk_reader *reader, enum vk_space space,
                                  uint64_t address, uint32_t size, bool is_write, uint64_t *value);
 
+/* Reads 1, 2, 4 or 8 bytes that Python may be changing, as a little-endian number. */
+uint64_t vk_load_shadow(const uint8_t *from, uint32_t size);
+
 /* Adds one to an eventfd. It can only fail when the counter is full, and then it is readable anyway. */
 void vk_signal(int fd);
 

@@ -31,16 +31,7 @@ static uint64_t read_shadow(vk_config_address *config, uint64_t byte, uint32_t s
     at += byte;
     if ((address & ENABLE) == 0 || bus != 0 || byte + size > 4 || at + size > config->shadow_bytes)
         return UINT64_MAX;
-    /* One load of the access's own width when aligned, so that Python's store is seen whole. */
-    const uint8_t *from = config->shadow + at;
-    if (size == 4)
-        return __atomic_load_n((const uint32_t *)from, __ATOMIC_RELAXED);
-    if (size == 2 && (at & 1) == 0)
-        return __atomic_load_n((const uint16_t *)from, __ATOMIC_RELAXED);
-    uint64_t value = 0;
-    for (uint32_t i = 0; i < size; i++)
-        value |= (uint64_t)__atomic_load_n(from + i, __ATOMIC_RELAXED) << (8 * i);
-    return value;
+    return vk_load_shadow(config->shadow + at, size);
 }
 
 static bool config_read(vk_mechanism *self, uint64_t offset, uint32_t size, uint64_t *value)
