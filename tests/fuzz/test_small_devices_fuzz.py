@@ -1,8 +1,8 @@
 """Nothing that a guest does to a small device raises.
 
 A driver sets the device up and adds what it likes to the queues: requests of any bytes and rooms,
-broken rings, writes to the configuration. The worst that may come of it is a device that needs a
-reset.
+broken rings, writes to the configuration. It takes queues back. The worst that may come of it is a
+device that needs a reset.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ CONFIG_WRITES = st.tuples(
 RING_WRITES = st.tuples(
     st.just("ring"), st.integers(0, 2), st.integers(0, 1200), st.binary(min_size=1, max_size=16)
 )
-RESETS = st.tuples(st.just("reset"), st.just(0), st.just(0), st.just(0))
-ACTIONS = st.lists(st.one_of(REQUESTS, REQUESTS, CONFIG_WRITES, RING_WRITES, RESETS), max_size=15)
+RESETS = st.tuples(st.sampled_from(["reset", "reset_packed"]))
+QUEUE_RESETS = st.tuples(st.just("reset_queue"), st.integers(0, 2))
+ACTIONS = st.lists(
+    st.one_of(REQUESTS, REQUESTS, CONFIG_WRITES, RING_WRITES, RESETS, QUEUE_RESETS), max_size=15
+)
 
 
 class Ram:
@@ -100,8 +103,8 @@ class Hostile:
         self._bench = bench
         self._queues: list[Driver] = []
 
-    async def start(self) -> None:
-        self._queues = list(await self._bench.driver.start(size=8))
+    async def start(self, *, is_packed: bool = False) -> None:
+        self._queues = list(await self._bench.driver.start(size=8, is_packed=is_packed))
 
     async def add(self, index: int, readable: list[bytes], writable: list[int]) -> None:
         queue = self._queues[index % len(self._queues)]
@@ -121,10 +124,18 @@ class Hostile:
         self._bench.memory.write(queue.state.desc + offset, data)
         await self.add(index, [b"x"], [16])
 
-    async def reset(self, *_: object) -> None:
+    async def reset(self, *, is_packed: bool = False) -> None:
         await self._bench.driver.reset()
         assert self._bench.driver.status == 0
-        await self.start()
+        await self.start(is_packed=is_packed)
+
+    async def reset_packed(self) -> None:
+        await self.reset(is_packed=True)
+
+    async def reset_queue(self, index: int) -> None:
+        index %= len(self._queues)
+        await self._bench.driver.reset_queue(index)
+        self._queues[index] = await self._bench.driver.queue(index, 8)
 
 
 async def play(make: Callable[[], VirtioDevice], actions: list[tuple[object, ...]]) -> None:

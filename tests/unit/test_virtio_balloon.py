@@ -85,7 +85,8 @@ async def test_features_and_queues_are_as_configured(
     async with driven(device, memory) as bench:
         offered = await bench.driver.offered()
 
-    assert offered == Feature.VERSION_1 | deflate_on_oom << 2 | reporting << 5
+    rings = Feature.VERSION_1 | Feature.RING_PACKED | Feature.RING_RESET
+    assert offered == rings | deflate_on_oom << 2 | reporting << 5
     assert device.queue_sizes == (128,) * (2 + reporting)
 
 

@@ -36,7 +36,8 @@ async def settle() -> None:
 async def test_console_is_one_port_with_a_size_and_an_emergency_register(bench: Bench) -> None:
     offered = await bench.driver.offered()
 
-    assert offered == Feature.VERSION_1 | 1 << 0 | 1 << 2
+    rings = Feature.VERSION_1 | Feature.RING_PACKED | Feature.RING_RESET
+    assert offered == rings | 1 << 0 | 1 << 2
     assert bench.device.queue_sizes == (256, 256)
     assert bench.device.read_config(0, 4096) == bytes.fromhex("5000 1900 01000000 00000000")
 

@@ -25,7 +25,7 @@ from vmm.virtio.net_spec import CHECKSUMS, FRAGMENTS, SEGMENTS, NetFeature
 from vmm.virtio.spec import Feature, Status
 
 MAC = bytes.fromhex("02000000002a")
-ALWAYS = 1 << 32 | 1 << 29 | 1 << 17 | 1 << 16 | 1 << 21 | 1 << 5 | 1 << 22
+ALWAYS = 1 << 40 | 1 << 34 | 1 << 32 | 1 << 29 | 1 << 17 | 1 << 16 | 1 << 21 | 1 << 5 | 1 << 22
 OK, ERR = b"\0", b"\1"
 
 

@@ -42,10 +42,11 @@ async def answer(bench: Bench, message: bytes, room: int = 64) -> bytes:
     return used.data
 
 
-async def test_clock_has_one_queue_and_no_features(bench: Bench) -> None:
+async def test_clock_has_one_queue_and_no_features_of_its_own(bench: Bench) -> None:
     assert bench.transport.configuration.read(2, 2) == 0x1040 + 17
-    assert await bench.driver.offered() == Feature.VERSION_1
-    assert len(bench.device.queue_sizes) == 1
+    rings = Feature.VERSION_1 | Feature.RING_PACKED | Feature.RING_RESET
+    assert await bench.driver.offered() == rings
+    assert bench.device.queue_sizes == (256,)
     assert bench.device.read_config(0, 4096) == b""
 
 

@@ -55,7 +55,8 @@ async def pass_time(clock: MockClock, seconds: float) -> None:
 async def test_watchdog_is_of_the_private_type_with_one_queue(bench: Bench) -> None:
     assert bench.transport.configuration.read(2, 2) == 0x1040 + 35
     assert bench.device.queue_sizes == (8,)
-    assert await bench.driver.offered() == Feature.VERSION_1
+    rings = Feature.VERSION_1 | Feature.RING_PACKED | Feature.RING_RESET
+    assert await bench.driver.offered() == rings
 
 
 async def test_ping_is_answered_with_one(bench: Bench) -> None:

@@ -96,9 +96,9 @@ class Driver(ABC):
         state = QueueState.fresh(
             index,
             size,
-            memory.allocate(DESC.size * size),
-            memory.allocate(driver_bytes),
-            memory.allocate(device_bytes),
+            self._zeroed(DESC.size * size),
+            self._zeroed(driver_bytes),
+            self._zeroed(device_bytes),
             is_packed=self.is_packed,
             has_event_idx=has_event_idx,
             has_indirect=has_indirect,
@@ -180,6 +180,11 @@ class Driver(ABC):
     @abstractmethod
     def _next_completed(self) -> tuple[Request, int] | None:
         """Take the next used entry; free its slots."""
+
+    def _zeroed(self, size: int) -> int:
+        gpa = self.memory.allocate(size)
+        self.memory.write(gpa, bytes(size))
+        return gpa
 
     def _filled(self, data: bytes) -> Buffer:
         gpa = self.memory.allocate(len(data))

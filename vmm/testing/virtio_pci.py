@@ -246,22 +246,32 @@ class PciDriver:
         return queue
 
     async def start(
-        self, features: int | None = None, size: int | None = None
+        self, features: int | None = None, size: int | None = None, *, is_packed: bool = False
     ) -> list[SplitDriver | PackedDriver]:
         """Bring the device up as Linux does; its queues, each of ``size`` entries.
 
-        Without ``features`` all that the device offers are accepted.
+        Without ``features`` all that the device offers are accepted, packed rings only if wanted.
         """
         await self.reset()
         await self.add_status(Status.ACKNOWLEDGE)
         await self.add_status(Status.DRIVER)
-        if not await self.accept(await self.offered() if features is None else features):
+        if features is None:
+            refused = 0 if is_packed else int(Feature.RING_PACKED)
+            features = await self.offered() & ~refused
+        if not await self.accept(features):
             raise InternalError(f"The device does not agree to the features {self.features:#x}")
         await self.enable_msix()
         await self.set(Common.CONFIG_VECTOR, 0)
         queues = [await self.queue(i, size) for i in range(self.get(Common.NUM_QUEUES))]
         await self.add_status(Status.DRIVER_OK)
         return queues
+
+    async def reset_queue(self, index: int) -> None:
+        """Take one queue back from the device."""
+        await self.set(Common.QUEUE_SELECT, index)
+        await self.set(Common.QUEUE_RESET, 1)
+        if self.get(Common.QUEUE_RESET) or self.get(Common.QUEUE_ENABLE):
+            raise InternalError(f"The device did not reset queue {index}")
 
     def kick(self, queue: int) -> None:
         """Ring a queue's doorbell."""

@@ -105,7 +105,9 @@ class Block(VirtioDevice):
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.BLOCK
     PCI_CLASS: ClassVar[tuple[int, int]] = (0x01, 0x80)
-    RING_FEATURES: ClassVar[Feature] = Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX
+    RING_FEATURES: ClassVar[Feature] = (
+        VirtioDevice.RING_FEATURES | Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX
+    )
 
     def __init__(
         self,

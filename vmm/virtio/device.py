@@ -59,8 +59,8 @@ class VirtioDevice(ABC):
     DEVICE_ID: ClassVar[DeviceId]
     PCI_CLASS: ClassVar[tuple[int, int]] = (0xFF, 0xFF)
     """Class and subclass in configuration space."""
-    RING_FEATURES: ClassVar[Feature] = Feature(0)
-    """What its queues can do beyond VERSION_1: indirect descriptors, event index, packed, reset."""
+    RING_FEATURES: ClassVar[Feature] = Feature.RING_PACKED | Feature.RING_RESET
+    """What its queues can do beyond VERSION_1. A device whose queues are somebody else's says so."""
 
     def __init__(self, id: str) -> None:
         self.id = id

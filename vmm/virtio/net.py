@@ -84,7 +84,7 @@ class Net(VirtioDevice):
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.NET
     PCI_CLASS: ClassVar[tuple[int, int]] = (0x02, 0x00)
-    RING_FEATURES: ClassVar[Feature] = Feature.RING_EVENT_IDX
+    RING_FEATURES: ClassVar[Feature] = VirtioDevice.RING_FEATURES | Feature.RING_EVENT_IDX
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmm.virtio.chain import Chain
     from vmm.virtio.queue import Queue
 
-QUEUE_SIZE = 64
+QUEUE_SIZE = 256
 
 CLOCKS: Final = 1
 UTC_MAYBE_SMEARED: Final = 4
