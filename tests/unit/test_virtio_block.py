@@ -28,7 +28,7 @@ from vmm.testing.memory import FakeMemory
 from vmm.virtio.block import Block, BlockFeature
 from vmm.virtio.device import Active
 from vmm.virtio.queue import SplitQueue
-from vmm.virtio.spec import DeviceId, Feature
+from vmm.virtio.spec import DeviceId
 
 SIZE = 1 << 20
 UNKNOWN = (1 << 64) - 1

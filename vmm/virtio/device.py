@@ -60,7 +60,7 @@ class VirtioDevice(ABC):
     PCI_CLASS: ClassVar[tuple[int, int]] = (0xFF, 0xFF)
     """Class and subclass in configuration space."""
     RING_FEATURES: ClassVar[Feature] = Feature.RING_PACKED | Feature.RING_RESET
-    """What its queues can do beyond VERSION_1. A device whose queues are somebody else's says so."""
+    """What its queues can do beyond VERSION_1."""
 
     def __init__(self, id: str) -> None:
         self.id = id
