@@ -72,7 +72,8 @@ async def begun(file: File) -> None:
 
 async def test_pmem_has_one_queue_no_features_and_shows_its_place(bench: Bench) -> None:
     assert bench.transport.configuration.read(2, 2) == 0x1040 + 27
-    assert await bench.driver.offered() == Feature.VERSION_1
+    rings = Feature.VERSION_1 | Feature.RING_PACKED | Feature.RING_RESET
+    assert await bench.driver.offered() == rings
     assert len(bench.device.queue_sizes) == 1
     assert bench.device.read_config(0, 4096) == struct.pack("<QQ", START, SIZE)
     assert bench.device.resources == ({"MmioAddressRange": {"base": START, "size": SIZE}},)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import trio
 
 from vmm.errors import ConfigError, GuestError
-from vmm.virtio.device import Active, VirtioDevice, serve_chains
-from vmm.virtio.spec import DeviceId
+from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice, serve_chains
+from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
     from vmm.virtio.chain import Chain
@@ -51,6 +51,7 @@ class Balloon(VirtioDevice):
     """A balloon of ``size`` bytes at first."""
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.BALLOON
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES
 
     def __init__(
         self, id: str, ram: Ram, size: int, *, deflate_on_oom: bool, free_page_reporting: bool

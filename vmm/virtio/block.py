@@ -23,7 +23,7 @@ from vmm.errors import ConfigError, HostError, InternalError
 from vmm.kvm_cffi import Virtqueue
 from vmm.kvm_cffi.block import BlockEngine, DiskAbility, DiskHandle
 from vmm.virtio.block_service import serve_disk
-from vmm.virtio.device import Active, VirtioDevice
+from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice
 from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Block(VirtioDevice):
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.BLOCK
     PCI_CLASS: ClassVar[tuple[int, int]] = (0x01, 0x80)
     RING_FEATURES: ClassVar[Feature] = (
-        VirtioDevice.RING_FEATURES | Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX
+        OWN_QUEUES | Feature.RING_INDIRECT_DESC | Feature.RING_EVENT_IDX
     )
 
     def __init__(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import trio
 
 from vmm.errors import ConfigError, GuestError
-from vmm.virtio.device import BATCH, Active, VirtioDevice, wait_kick
-from vmm.virtio.spec import DeviceId
+from vmm.virtio.device import BATCH, OWN_QUEUES, Active, VirtioDevice, wait_kick
+from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
     from vmm.console.backend import SizedBackend
@@ -48,6 +48,7 @@ class Console(VirtioDevice):
     """A console with one port on ``backend``; ``run_emergency`` runs beside it."""
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.CONSOLE
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES
 
     def __init__(self, id: str, backend: SizedBackend) -> None:
         super().__init__(id)

@@ -11,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn, Protocol
 
 import trio
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Chains that one wake serves before the loop gets its turn."""
+
+OWN_QUEUES: Final = Feature.RING_PACKED | Feature.RING_RESET
+"""What every queue that this program serves can do. One that another process serves may not."""
 
 
 class Memory(Protocol):
@@ -59,8 +62,8 @@ class VirtioDevice(ABC):
     DEVICE_ID: ClassVar[DeviceId]
     PCI_CLASS: ClassVar[tuple[int, int]] = (0xFF, 0xFF)
     """Class and subclass in configuration space."""
-    RING_FEATURES: ClassVar[Feature] = Feature.RING_PACKED | Feature.RING_RESET
-    """What its queues can do beyond VERSION_1."""
+    RING_FEATURES: ClassVar[Feature] = Feature(0)
+    """What its queues can do beyond VERSION_1: see ``OWN_QUEUES``."""
 
     def __init__(self, id: str) -> None:
         self.id = id

@@ -25,7 +25,7 @@ from vmm.kvm_cffi import Virtqueue
 from vmm.kvm_cffi.net import NetCounters, NetEngine, NetOutcome
 from vmm.net.mac import text_of
 from vmm.net.offload import Offload
-from vmm.virtio.device import Active, VirtioDevice, serve_chains
+from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice, serve_chains
 from vmm.virtio.net_spec import Ack, Class, Command, LinkStatus, NetFeature
 from vmm.virtio.spec import DeviceId, Feature
 
@@ -84,7 +84,7 @@ class Net(VirtioDevice):
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.NET
     PCI_CLASS: ClassVar[tuple[int, int]] = (0x02, 0x00)
-    RING_FEATURES: ClassVar[Feature] = VirtioDevice.RING_FEATURES | Feature.RING_EVENT_IDX
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES | Feature.RING_EVENT_IDX
 
     def __init__(
         self,

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 import trio
 
 from vmm.errors import ConfigError, GuestError, HostError
-from vmm.virtio.device import BATCH, Active, VirtioDevice, wait_kick
-from vmm.virtio.spec import DeviceId
+from vmm.virtio.device import BATCH, OWN_QUEUES, Active, VirtioDevice, wait_kick
+from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
     from vmm.virtio.chain import Chain
@@ -56,6 +56,7 @@ class Pmem(VirtioDevice):
     """
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.PMEM
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES
 
     def __init__(self, id: str, start: int, size: int, flush: Callable[[], None] | None) -> None:
         super().__init__(id)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 
 from vmm.errors import GuestError, HostError
-from vmm.virtio.device import Active, VirtioDevice, serve_chains
-from vmm.virtio.spec import DeviceId
+from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice, serve_chains
+from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
     from vmm.virtio.chain import Chain
@@ -35,6 +35,7 @@ class Rng(VirtioDevice):
     """
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.RNG
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES
 
     def __init__(self, id: str, fd: int, source: str) -> None:
         super().__init__(id)

@@ -16,8 +16,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vmm.errors import GuestError
-from vmm.virtio.device import Active, VirtioDevice, serve_chains
-from vmm.virtio.spec import DeviceId
+from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice, serve_chains
+from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
     from vmm.virtio.chain import Chain
@@ -58,6 +58,7 @@ class Rtc(VirtioDevice):
     """A clock that shows ``now``, in nanoseconds since 1970."""
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.CLOCK
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES
 
     def __init__(self, id: str, now: Callable[[], int]) -> None:
         super().__init__(id)

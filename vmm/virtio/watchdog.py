@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import trio
 
 from vmm.errors import GuestError
-from vmm.virtio.device import Active, VirtioDevice, serve_chains
-from vmm.virtio.spec import DeviceId
+from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice, serve_chains
+from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
     from vmm.virtio.chain import Chain
@@ -41,6 +41,7 @@ class Watchdog(VirtioDevice):
     """A watchdog with a fixed time, which begins anew when the VM was paused."""
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.WATCHDOG
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES
 
     def __init__(self, id: str, lifecycle: Lifecycle) -> None:
         super().__init__(id)
