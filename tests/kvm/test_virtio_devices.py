@@ -18,7 +18,7 @@ from tests.kvm.guests.programs import HALT, say
 from tests.kvm.guests.virtio import AVAIL, BAR, BUFFER, DESC, USED, move_bar, set_up
 from vmm.errors import HostError
 from vmm.machine.scope import sole_cause
-from vmm.virtio.pci_transport import ISR, MSIX_TABLE, NOTIFY, VirtioPci
+from vmm.virtio.pci_transport import BAR_SIZE, ISR, MSIX_TABLE, NOTIFY, VirtioPci
 from vmm.virtio.spec import Common, Status
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
@@ -57,7 +57,10 @@ async def test_guest_that_moves_the_bar_and_polls_gets_bytes_of_the_source(
 
     async with running(config) as vm:
         await vm.debug.wait_for(b".")
+        node = vm.machine.device_tree["_virtio-pci-__rng"]
 
+    bar = {"index": 0, "base": BAR, "size": BAR_SIZE, "type_": "Mmio64", "prefetchable": False}
+    assert node["resources"] == [{"PciBar": bar}]
     assert ram.word(USED + 8) == BYTES
     drawn = b"".join(ram.word(BUFFER + at).to_bytes(4, "little") for at in range(0, BYTES, 4))
     assert drawn == bytes(range(BYTES))

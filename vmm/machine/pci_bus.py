@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.boot import layout
 from vmm.boot.layout import Area
-from vmm.errors import InternalError
 from vmm.pci.allocator import AddressAllocator
 from vmm.pci.bar import BarKind
 
@@ -140,15 +139,10 @@ class BarWindow:
         # The range that is taken in the area. It stays so while the guest has decoding off: it is
         # about to turn it on again.
         self._home: int | None = home
+        self.address = home
+        """Where the guest has the BAR, or had it last before it turned decoding off."""
         self._wanted: int | None = None
         self._mapped: int | None = None
-
-    @property
-    def address(self) -> int:
-        """Where the BAR was placed at first."""
-        if self._home is None:
-            raise InternalError("A BAR was asked for its place while it has none")
-        return self._home
 
     def __enter__(self) -> BarWindow:
         return self
@@ -175,9 +169,11 @@ class BarWindow:
         """Be reachable at an address as soon as there is room, or nowhere."""
         self._unmap()
         self._wanted = address
-        if address is not None and self._home not in (None, address):
-            self._bus.give_back(self.address)
-            self._home = None
+        if address is not None:
+            self.address = address
+            if self._home not in (None, address):
+                self._bus.give_back(self._home)
+                self._home = None
         self._bus.settle()
         if address != self._mapped:
             logger.info("A BAR at %#x is out of reach until it is moved", address or 0)

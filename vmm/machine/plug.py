@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -48,12 +49,17 @@ class Wiring(NamedTuple):
 
 
 class Plugged(NamedTuple):
-    """A device on its bus, and its part of the device tree."""
+    """A device on its bus; ``describe`` gives its part of the device tree."""
 
     device: VirtioDevice | RegisterFunction
     bdf: Bdf
-    nodes: tuple[Node, ...]
+    describe: Callable[[], tuple[Node, ...]]
     transport: VirtioPci | None = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Its part of the device tree as it is now."""
+        return self.describe()
 
     @property
     def counters(self) -> dict[str, int]:
@@ -87,14 +93,13 @@ async def plug_virtio(
             window=window,
             events=wiring.board.events,
         )
-        base = window.address
-        transport = VirtioPci(device, around, kind, base)
+        transport = VirtioPci(device, around, kind, window.address)
         bdf = stack.enter_context(_slot(bus, transport, slot))
         window.serve(transport, shadow)
         async with trio.open_nursery() as nursery:
             await nursery.start(transport.runner.run)
-            nodes = _virtio_nodes(device, transport.bar, base, bdf)
-            yield Plugged(device, bdf, nodes, transport)
+            describe = partial(_virtio_nodes, device, transport.bar, window, bdf)
+            yield Plugged(device, bdf, describe, transport)
             nursery.cancel_scope.cancel()
 
 
@@ -104,17 +109,10 @@ def plug_registers(device: RegisterFunction, bus: PciBus, slot: int | None) -> I
     bar = device.bar
     with ExitStack() as stack:
         window = stack.enter_context(bus.open_window(bar.kind, bar.size, bar.size))
-        base = window.address
-        device.configuration.add_bar(bar, base)
+        device.configuration.add_bar(bar, window.address)
         bdf = stack.enter_context(_slot(bus, _Registers(device, window), slot))
         window.serve(device)
-        node: Node = {
-            "id": device.id,
-            "resources": [_resource(bar, base)],
-            "children": [],
-            "pci_bdf": str(bdf),
-        }
-        yield Plugged(device, bdf, (node,))
+        yield Plugged(device, bdf, partial(_register_nodes, device, window, bdf))
 
 
 class _Registers:
@@ -143,7 +141,18 @@ def _slot(bus: PciBus, function: Function, slot: int | None) -> Iterator[Bdf]:
         bus.segment.remove(bdf.device)
 
 
-def _virtio_nodes(device: VirtioDevice, bar: Bar, base: int, bdf: Bdf) -> tuple[Node, Node]:
+def _register_nodes(device: RegisterFunction, window: BarWindow, bdf: Bdf) -> tuple[Node]:
+    return (
+        {
+            "id": device.id,
+            "resources": [_resource(device.bar, window.address)],
+            "children": [],
+            "pci_bdf": str(bdf),
+        },
+    )
+
+
+def _virtio_nodes(device: VirtioDevice, bar: Bar, window: BarWindow, bdf: Bdf) -> tuple[Node, Node]:
     """The device, and the transport it hangs on."""
     id, resources = device.id, list(device.resources)
     transport = f"_virtio-pci-{id}"
@@ -151,7 +160,7 @@ def _virtio_nodes(device: VirtioDevice, bar: Bar, base: int, bdf: Bdf) -> tuple[
         {"id": id, "resources": resources, "parent": transport, "children": []},
         {
             "id": transport,
-            "resources": [_resource(bar, base)],
+            "resources": [_resource(bar, window.address)],
             "children": [id],
             "pci_bdf": str(bdf),
         },
