@@ -124,6 +124,43 @@ def test_validate_taken_identifier_is_a_duplicate(sections: dict[str, object]) -
         validate(config_of(**sections))
 
 
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            {
+                "disks": [{"path": "/a", "pci_device_id": 5}],
+                "net": [{}, {"pci_device_id": 5}],
+            },
+            r"net\[1\]\.pci_device_id \(--net pci_device_id=\): PCI device id 5 of segment 0 is "
+            r"not unique, disks\[0\] has it",
+        ),
+        (
+            {
+                "platform": {"num_pci_segments": 2},
+                "rng": {"src": "/r", "pci_segment": 1, "pci_device_id": 0},
+                "balloon": {"size": 0, "pci_segment": 1, "pci_device_id": 0},
+            },
+            "PCI device id 0 of segment 1 is not unique",
+        ),
+        (
+            {"pci_segments": [{"pci_segment": 0}, {"pci_segment": 0}]},
+            r"pci_segments\[1\].* PCI segment 0 is described twice",
+        ),
+    ],
+)
+def test_validate_taken_slot_or_segment_is_a_duplicate(
+    sections: dict[str, object], words: str
+) -> None:
+    with pytest.raises(DuplicateError, match=words):
+        validate(config_of(**sections))
+
+
+def test_validate_same_slot_of_two_segments_is_two_slots() -> None:
+    disks = [{"path": "/a", "pci_device_id": 5, "pci_segment": segment} for segment in (0, 1)]
+    validate(config_of(platform={"num_pci_segments": 2}, disks=disks))
+
+
 def test_validate_taken_device_path_is_a_duplicate() -> None:
     with pytest.raises(DuplicateError, match="Device path /d is not unique, devices"):
         validate(config_of(devices=[{"path": "/d"}, {"path": "/d"}]))

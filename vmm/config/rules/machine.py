@@ -187,8 +187,16 @@ def _platform(platform: PlatformConfig) -> Iterator[Problem]:
 
 def _pci_segments(config: VmConfig) -> Iterator[Problem]:
     count = (config.platform or DEFAULT_PLATFORM).num_pci_segments
+    described: set[int] = set()
     for index, segment in enumerate(config.pci_segments or ()):
         path = f"pci_segments[{index}]"
+        if segment.pci_segment in described:
+            yield Problem(
+                f"{at(path, segment, 'pci_segment')}: PCI segment {segment.pci_segment} is "
+                "described twice; describe each once",
+                is_duplicate=True,
+            )
+        described.add(segment.pci_segment)
         if segment.pci_segment >= count:
             yield Problem(
                 f"{at(path, segment, 'pci_segment')}: Invalid PCI segment id: "

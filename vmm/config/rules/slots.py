@@ -17,6 +17,7 @@ def problems(config: VmConfig) -> Iterator[Problem]:
     platform = config.platform or DEFAULT_PLATFORM
     for path, device in pci_devices(config):
         yield from _slot(path, device, platform)
+    yield from _shared_slots(config)
     yield from _identifiers(config)
 
 
@@ -62,6 +63,21 @@ def _slot(path: str, device: PciSlot, platform: PlatformConfig) -> Iterator[Prob
             f"{at(path, device, 'pci_device_id')}: PCI device id 0 on segment 0 is reserved for "
             "the root complex; give 1 or more"
         )
+
+
+def _shared_slots(config: VmConfig) -> Iterator[Problem]:
+    taken: dict[tuple[int, int], str] = {}
+    for path, device in pci_devices(config):
+        number, segment = device.pci_device_id, device.pci_segment
+        if number is None:
+            continue
+        if (segment, number) in taken:
+            yield Problem(
+                f"{at(path, device, 'pci_device_id')}: PCI device id {number} of segment {segment} "
+                f"is not unique, {taken[segment, number]} has it; choose another",
+                is_duplicate=True,
+            )
+        taken.setdefault((segment, number), path)
 
 
 def _named(config: VmConfig) -> Iterator[tuple[str, ConfigModel, str]]:
