@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,9 @@ import trio
 
 from tests.unit.block_fixture import IN, OK, OUT, SECTOR, block_device, header, make_image
 from tests.unit.test_virtio_balloon import FakeRam, balloon, numbers
-from tests.unit.test_virtio_console import FakeBackend
-from tests.unit.test_virtio_net import FakeTap, arrival, net, order
+from tests.unit.test_virtio_net import arrival, net, order
 from tests.unit.test_virtio_watchdog import Resets
+from vmm.testing.backends import MemoryConsole, MemoryTap
 from vmm.testing.driver import Driver, Used
 from vmm.testing.memory import FakeMemory
 from vmm.testing.packets import HEADER, RX_HEADER
@@ -79,7 +79,7 @@ async def use_clock(bench: Bench, queues: Sequence[Driver]) -> None:
     assert answer.data == bytes(8) + struct.pack("<Q", 42)
 
 
-def use_console(backend: FakeBackend) -> Use:
+def use_console(backend: MemoryConsole) -> Use:
     async def use(bench: Bench, queues: Sequence[Driver]) -> None:
         before = len(backend.written)
         await ask(bench, queues[1], [b"printed"])
@@ -91,7 +91,7 @@ def use_console(backend: FakeBackend) -> Use:
     return use
 
 
-def use_net(tap: FakeTap) -> Use:
+def use_net(tap: MemoryTap) -> Use:
     async def use(bench: Bench, queues: Sequence[Driver]) -> None:
         rx, tx, _, _, commands = queues
         await ask(bench, tx, [HEADER, b"to the world"])
@@ -119,10 +119,10 @@ async def opened(
                 device = stack.enter_context(block_device(folder / "disk", queue_sizes=(16, 16)))
                 yield device, use_disk
             case "net":
-                tap = FakeTap(2, stack.enter_context(ExitStack()))
+                tap = stack.enter_context(MemoryTap(2))
                 yield net(tap), use_net(tap)
             case "console":
-                backend = FakeBackend()
+                backend = MemoryConsole()
                 yield Console("console", backend), use_console(backend)
             case "balloon":
                 yield balloon(FakeRam(memory)), use_balloon
