@@ -6,19 +6,16 @@ it first. A newer client replaces an older one, whose connection is closed.
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import select
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from vmm.console.outbox import Outbox
-from vmm.errors import HostError
+from vmm.listener import listening
 
 if TYPE_CHECKING:
     from trio.socket import SocketType
@@ -27,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES = 4096
 ACCEPT_RETRY_SECONDS = 1.0
-# sizeof(sockaddr_un.sun_path) less the terminating zero.
-PATH_LIMIT_BYTES = 107
 
 
 class SocketBackend:
@@ -127,8 +122,8 @@ async def open_socket(path: str, name: str) -> AsyncIterator[SocketBackend]:
 
     Raises: HostError with the path when it is taken, too long, or cannot be created.
     """
-    with _listening(path, name) as listener:
-        backend = SocketBackend(listener, name)
+    with listening(path, name) as listener:
+        backend = SocketBackend(trio.socket.from_stdlib_socket(listener), name)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(backend.run)
@@ -136,39 +131,4 @@ async def open_socket(path: str, name: str) -> AsyncIterator[SocketBackend]:
                 nursery.cancel_scope.cancel()
         finally:
             backend.close()
-
-
-@contextmanager
-def _listening(path: str, name: str) -> Iterator[SocketType]:
-    if len(os.fsencode(path)) > PATH_LIMIT_BYTES:
-        raise HostError(
-            "bind",
-            errno.ENAMETOOLONG,
-            path=path,
-            hint=f"give the {name} a socket path of at most {PATH_LIMIT_BYTES} bytes",
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        try:
-            listener.bind(path)
-            created = os.lstat(path)
-        except OSError as error:
-            raise HostError.from_os_error(
-                "bind", error, path=path, hint=_hint(error, name)
-            ) from error
-        try:
-            listener.listen()
-            yield trio.socket.from_stdlib_socket(listener)
-        finally:
             trio.lowlevel.notify_closing(listener)
-            # Not what somebody else may have put there meanwhile.
-            with suppress(OSError):
-                if os.path.samestat(os.lstat(path), created):
-                    os.unlink(path)
-
-
-def _hint(error: OSError, name: str) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            f"remove the file if no other program uses it, or give the {name} another socket path"
-        )
-    return f"give the {name} a socket path in a directory that exists and can be written"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmm.config.pmem import PmemConfig
     from vmm.config.rng import RngConfig
     from vmm.config.vm import VmConfig
+    from vmm.config.vsock import VsockConfig
     from vmm.kvm_cffi import GuestMemoryMap
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
@@ -165,6 +166,15 @@ async def open_pmem(config: PmemConfig, id: str, board: Board) -> AsyncIterator[
         yield device
 
 
+@asynccontextmanager
+async def open_vsock(config: VsockConfig, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+    """The socket device over its unix socket. Raises: HostError."""
+    from vmm.machine import vsocks  # Only now: a VM without it starts sooner.
+
+    with vsocks.open_vsock(config, id) as device:
+        yield device
+
+
 def section_of(field: str) -> Section:
     """The section of a field of the configuration; there must be one."""
     return next(section for section in SECTIONS if section.field == field)
@@ -192,6 +202,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("net", "_net", lambda config: config.net or (), open_net),
     Section("rng", "__rng", lambda config: (config.rng,), open_rng),
     Section("pmem", "_pmem", lambda config: config.pmem or (), open_pmem),
+    Section("vsock", "_vsock", _optional("vsock"), open_vsock),
     Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
     Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),
     Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),

@@ -16,7 +16,6 @@ SECTIONS = {
     "devices": "--device",
     "user_devices": "--user-device",
     "vdpa": "--vdpa",
-    "vsock": "--vsock",
     "iommu": "iommu=on",
     "tpm": "--tpm",
     "landlock_enable": "--landlock",

@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmm.errors import GuestError
 
@@ -87,21 +87,21 @@ class ViewChain:
 
     def read(self, limit: int) -> bytes:
         """Copy the next readable bytes, ``limit`` at most; fewer only when there are no more."""
-        data = b"".join(_span(self.readable, self._read_at, limit))
+        data = b"".join(span(self.readable, self._read_at, limit))
         self._read_at += len(data)
         return data
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write the next bytes; return how many there was room for."""
         done = 0
-        for piece in _span(self.writable, self._write_at, len(data)):
+        for piece in span(self.writable, self._write_at, len(data)):
             piece[:] = data[done : done + len(piece)]
             done += len(piece)
         self._write_at += done
         return done
 
 
-def _span(pieces: tuple[memoryview, ...], offset: int, size: int) -> list[memoryview]:
+def span(pieces: Sequence[memoryview], offset: int, size: int) -> list[memoryview]:
     """The parts of pieces that cover ``size`` bytes from ``offset`` on, as far as there are any."""
     found = []
     for piece in pieces:

@@ -142,7 +142,6 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], object]] = {
     "devices": (("path=/sys/d",), [{"path": "/sys/d"}]),
     "user_devices": (("socket=/s",), [{"socket": "/s"}]),
     "vdpa": (("path=/d",), [{"path": "/d", "num_queues": 1}]),
-    "vsock": (("cid=3,socket=/s",), {"cid": 3, "socket": "/s"}),
     "numa": (("guest_numa_id=0,cpus=[0]",), [{"guest_numa_id": 0, "cpus": [0]}]),
     "tpm": (("socket=/s",), {"socket": "/s"}),
     "landlock_enable": ((), True),

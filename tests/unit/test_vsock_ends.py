@@ -1,0 +1,264 @@
+"""How vsock connections end: by either side, by half, by force, in time, and with the device."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.unit.vsock_guest import CHUNK, VsockGuest, read_all, read_line, vsock_guest
+from vmm.vsock import switch
+from vmm.vsock.packet import Closed, Op
+
+GUEST_PORT = 1024
+MANY = bytes(range(256)) * 512
+
+
+@pytest.fixture
+async def guest() -> AsyncIterator[VsockGuest]:
+    with tempfile.TemporaryDirectory(prefix="vsock-") as folder:
+        async with vsock_guest(Path(folder)) as guest:
+            await guest.start()
+            yield guest
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests have no time."""
+    monkeypatch.setattr(switch, "ANSWER_SECONDS", 0.01)
+
+
+async def test_host_that_says_no_more_may_still_listen(guest: VsockGuest) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    await stream.send_all(b"last words")
+    await stream.send_eof()
+
+    assert await guest.hears_data(10) == b"last words"
+    await guest.hears(Op.SHUTDOWN, flags=Closed.SEND, src_port=port, dst_port=GUEST_PORT)
+    guest.send(Op.RW, port, GUEST_PORT, b"answer")
+    assert await read_all(stream, 6) == b"answer"
+    await stream.aclose()
+    await guest.hears(Op.SHUTDOWN, flags=Closed.BOTH)
+    guest.send(Op.RST, port, GUEST_PORT)
+    await guest.hears_nothing()
+
+
+async def test_guest_that_says_no_more_may_still_listen(guest: VsockGuest) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    guest.send(Op.RW, port, GUEST_PORT, b"last words")
+    guest.send(Op.SHUTDOWN, port, GUEST_PORT, flags=Closed.SEND)
+
+    assert await read_all(stream, 11) == b"last words"
+    await stream.send_all(b"answer")
+    assert await guest.hears_data(6) == b"answer"
+    guest.send(Op.SHUTDOWN, port, GUEST_PORT, flags=Closed.RECEIVE)
+    await guest.hears(Op.RST, src_port=port)
+
+
+async def test_host_that_leaves_is_told_after_what_it_sent_and_the_guest_ends_it(
+    guest: VsockGuest,
+) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    await stream.send_all(MANY[: 60 << 10])
+    await stream.aclose()
+
+    assert await guest.hears_data(60 << 10) == MANY[: 60 << 10]
+    await guest.hears(Op.SHUTDOWN, flags=Closed.BOTH)
+    guest.send(Op.RST, port, GUEST_PORT)
+    await guest.hears_nothing()
+
+
+@pytest.mark.usefixtures("soon")
+async def test_guest_that_does_not_answer_the_end_is_reset(guest: VsockGuest) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    await stream.aclose()
+
+    await guest.hears(Op.SHUTDOWN, flags=Closed.BOTH)
+    await guest.hears(Op.RST, src_port=port, dst_port=GUEST_PORT)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_guest_that_does_not_answer_a_call_is_reset_and_the_client_hung_up_on(
+    guest: VsockGuest,
+) -> None:
+    async with await trio.open_unix_socket(guest.path) as stream:
+        await stream.send_all(b"CONNECT 7\n")
+        request = await guest.hears(Op.REQUEST)
+
+        assert await read_line(stream) == b""
+        await guest.hears(Op.RST, src_port=request.src_port, dst_port=7)
+
+
+async def test_guest_that_closes_ends_it_and_the_host_gets_the_rest(guest: VsockGuest) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    sent = await guest.send_until_kept(port, GUEST_PORT, 1)
+    guest.send(Op.SHUTDOWN, port, GUEST_PORT, flags=Closed.BOTH)
+
+    await guest.hears(Op.RST, src_port=port)
+    assert await read_all(stream, sent + 1) == CHUNK * (sent // len(CHUNK))
+    await guest.hears_nothing()
+
+
+async def test_guest_that_resets_ends_it_at_once(guest: VsockGuest) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    guest.send(Op.RST, port, GUEST_PORT)
+
+    assert await read_all(stream, 1) == b""
+    await guest.hears_nothing()
+
+
+async def test_host_that_takes_no_more_is_told_to_the_guest_which_may_go_on(
+    guest: VsockGuest,
+) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    stream.socket.shutdown(socket.SHUT_RD)
+    guest.send(Op.RW, port, GUEST_PORT, b"too late")
+
+    await guest.hears(Op.SHUTDOWN, flags=Closed.RECEIVE)
+    guest.send(Op.RW, port, GUEST_PORT, MANY[: 64 << 10])
+    await guest.hears(Op.CREDIT_UPDATE, fwd_cnt=(64 << 10) + 8)
+    await stream.send_all(b"still here")
+    assert await guest.hears_data(10) == b"still here"
+
+
+async def test_guest_that_takes_no_more_has_the_host_fail_to_write(guest: VsockGuest) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    guest.send(Op.SHUTDOWN, port, GUEST_PORT, flags=Closed.RECEIVE)
+    await trio.testing.wait_all_tasks_blocked()
+
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.send_all(b"x")
+    guest.send(Op.RW, port, GUEST_PORT, b"still here")
+    assert await read_all(stream, 10) == b"still here"
+    await stream.aclose()
+    await guest.hears(Op.SHUTDOWN, flags=Closed.BOTH)
+
+
+@pytest.mark.parametrize("op", [Op.REQUEST, Op.RESPONSE, 0, 8, 0xFFFF])
+async def test_packet_that_may_not_come_now_resets_the_connection(
+    guest: VsockGuest, op: int
+) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    guest.send(op, port, GUEST_PORT)
+
+    await guest.hears(Op.RST, src_port=port)
+    assert await read_all(stream, 1) == b""
+
+
+@pytest.mark.parametrize("op", [Op.RW, Op.SHUTDOWN, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST])
+async def test_packet_before_the_answer_to_a_call_resets_it(guest: VsockGuest, op: Op) -> None:
+    async with await trio.open_unix_socket(guest.path) as stream:
+        await stream.send_all(b"CONNECT 7\n")
+        request = await guest.hears(Op.REQUEST)
+        guest.send(op, request.src_port, 7, flags=3)
+
+        await guest.hears(Op.RST, src_port=request.src_port)
+        assert await read_line(stream) == b""
+
+
+async def test_data_after_the_guest_has_closed_resets_the_connection(guest: VsockGuest) -> None:
+    _stream, port = await guest.called_by_host(GUEST_PORT)
+    guest.send(Op.SHUTDOWN, port, GUEST_PORT, flags=Closed.SEND)
+    guest.send(Op.RW, port, GUEST_PORT, b"x")
+
+    await guest.hears(Op.RST, src_port=port)
+
+
+async def test_places_are_bounded_and_the_silent_give_way(
+    guest: VsockGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switch, "MOST_PEERS", 3)
+    talking, port = await guest.called_by_host(GUEST_PORT)
+    silent = [await guest.silent_client() for _ in range(2)]
+    await trio.testing.wait_all_tasks_blocked()
+
+    second, _ = await guest.called_by_host(2)
+    assert await read_all(silent[0], 1) == b""
+    third, _ = await guest.called_by_host(3)
+    assert await read_all(silent[1], 1) == b""
+    async with await trio.open_unix_socket(guest.path) as late:
+        assert await read_all(late, 1) == b""
+    guest.send(Op.REQUEST, 5000, 4)
+    await guest.hears(Op.RST, src_port=5000)
+    guest.send(Op.RW, port, GUEST_PORT, b"alive")
+    assert await read_all(talking, 5) == b"alive"
+    del second, third
+
+
+async def test_host_out_of_descriptors_accepts_later(
+    guest: VsockGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(switch, "ACCEPT_RETRY_SECONDS", 0.01)
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+    accept = socket.socket.accept
+
+    def failing(self: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise failures.pop()
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", failing)
+
+    await guest.called_by_host(GUEST_PORT)
+
+    assert failures == []
+
+
+async def test_reset_of_the_device_ends_all_and_it_serves_again(guest: VsockGuest) -> None:
+    stream, _ = await guest.called_by_host(GUEST_PORT)
+    silent = await guest.silent_client()
+    await trio.testing.wait_all_tasks_blocked()
+
+    await guest.start()
+
+    assert await read_all(stream, 1) == b""
+    assert await read_all(silent, 1) == b""
+    await guest.called_by_host(GUEST_PORT)
+
+
+async def test_pause_keeps_connections(guest: VsockGuest) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    await guest.bench.transport.sleep()
+    await stream.send_all(b"while it slept")
+    guest.send(Op.RW, port, GUEST_PORT, b"likewise")
+    await guest.hears_nothing()
+
+    guest.bench.transport.wake()
+
+    assert await guest.hears_data(14) == b"while it slept"
+    assert await read_all(stream, 8) == b"likewise"
+
+
+async def test_driver_of_a_restored_device_hears_that_all_is_gone(guest: VsockGuest) -> None:
+    guest.bench.device.load(guest.bench.device.save())
+    await guest.start()
+    guest.bench.device.load(guest.bench.device.save())
+    await guest.bench.transport.sleep()
+    guest.bench.transport.wake()
+    await trio.testing.wait_all_tasks_blocked()
+
+    guest.post_event()
+
+    assert await guest.event() == bytes(4)
+    await guest.called_by_host(GUEST_PORT)
+
+
+async def test_nothing_is_left_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with tempfile.TemporaryDirectory(prefix="vsock-") as folder:
+        async with vsock_guest(Path(folder)) as guest:
+            await guest.start()
+            streams = [(await guest.called_by_host(port))[0] for port in range(20)]
+            streams += [await guest.call_host(5000, 6000 + port) for port in range(20)]
+            for stream in streams[::2]:
+                await stream.aclose()
+        for stream in streams:
+            await stream.aclose()
+
+    assert len(os.listdir("/proc/self/fd")) == before
