@@ -103,6 +103,14 @@ class VsockGuest:
         assert header == header._replace(**fields)
         return header
 
+    async def forget(self) -> None:
+        """Take no notice of what has come so far."""
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        self._come.clear()
+        while used := self._queues[0].collect():
+            self.post(len(used))
+            await trio.testing.wait_all_tasks_blocked()
+
     async def hears_nothing(self) -> None:
         """See that the device has said all it has to say."""
         await trio.testing.wait_all_tasks_blocked(0.01)
