@@ -13,6 +13,7 @@ from tools.images.initramfs import VARIANTS, initramfs
 from tools.images.kernels import RELEASES, Kernel, kernel
 from tools.images.qemu import emulator
 from tools.images.rootdisk import root_disk
+from tools.images.vsock import vsock_initramfs
 
 # What the tests and the demonstration boot.
 _ALL_KERNELS = ("6.1-cloud", "6.12-cloud", "7-cloud")
@@ -62,6 +63,7 @@ def _make(args: argparse.Namespace) -> list[Path]:
         kernels = [kernel(release, newest=args.newest) for release in _ALL_KERNELS]
         images = [path for each in kernels for path in _kernel_and_initramfs(each)]
         emulator(newest=args.newest)
+        images += [vsock_initramfs(each) for each in kernels]
         return [*images, cloudhv(newest=args.newest), root_disk()]
     one = kernel(args.release, newest=args.newest)
     if args.kind == "initramfs":
