@@ -20,6 +20,7 @@ from tools.images.vsock import vsock_initramfs
 pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
+DATA_BYTES = 256 << 10
 CID = 42
 ECHO, CALLED, REFUSED = 1234, 5000, 9
 PATIENCE_S = 60.0
@@ -45,7 +46,7 @@ def archive(linux: Kernel) -> Path:
 @pytest.fixture(scope="session")
 def data() -> bytes:
     """Nothing that repeats."""
-    return random.Random(7).randbytes(MIB)
+    return random.Random(7).randbytes(DATA_BYTES)
 
 
 async def called(path: Path, port: int) -> trio.SocketStream:
@@ -114,8 +115,8 @@ async def test_guest_and_host_call_each_other_and_see_every_end(
         await check_kills(guest, path)
         await check_pause(guest, path)
         counters = (await guest.vmm.api("GET", "vm.counters")).json["_vsock0"]
-        assert counters["rx_bytes"] >= 2 * MIB
-        assert counters["tx_bytes"] >= 2 * MIB
+        assert counters["rx_bytes"] >= 2 * DATA_BYTES
+        assert counters["tx_bytes"] >= 2 * DATA_BYTES
         assert (await guest.vmm.info())["config"]["vsock"]["id"] == "_vsock0"
     assert not path.exists()
 
@@ -138,7 +139,7 @@ async def check_host_calls(path: Path, data: bytes) -> None:
 async def check_guest_calls(guest: Guest, path: Path, data: bytes) -> None:
     """One that is answered, and one where nobody listens."""
     async with calls(path, CALLED) as accept:
-        await guest.run(f"vsock connect {CALLED} sh -c 'echo hello; cat' &")
+        await guest.run(f"(vsock connect {CALLED} sh -c 'echo hello; cat' &)")
         async with await accept() as stream:
             assert await echoed(stream, data) == b"hello\n" + data
     refused = await guest.run(f"vsock connect {REFUSED} true 2>&1; echo code $?")
