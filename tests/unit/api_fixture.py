@@ -19,7 +19,7 @@ from vmm.errors import VmmError
 from vmm.machine.commands import Command
 
 ABOUT = VmmPingResponse(version="1.2.3", build_version="v1.2.3-4", pid=42, features=("kvm",))
-PATIENCE_S = 10
+PATIENCE_S = 60
 """Far beyond what anything here takes: only a failing test waits so long."""
 
 
