@@ -15,15 +15,26 @@ from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import SharedRam, configure, file_memory, running
 from tests.kvm.guests.programs import HALT, say
-from tests.kvm.guests.virtio import AVAIL, BAR, BUFFER, DESC, USED, move_bar, set_up
+from tests.kvm.guests.virtio import (
+    AVAIL,
+    BAR,
+    BUFFER,
+    DESC,
+    USED,
+    enable_queue,
+    move_bar,
+    reset_queue,
+    set_up,
+)
 from vmm.errors import HostError
 from vmm.machine.scope import sole_cause
 from vmm.virtio.pci_transport import BAR_SIZE, ISR, MSIX_TABLE, NOTIFY, VirtioPci
-from vmm.virtio.spec import Common, Status
+from vmm.virtio.spec import Common, Feature, Status
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
 BYTES = 64
+WRITE, PACKED_AVAIL, PACKED_USED = 1 << 1, 1 << 7, 1 << 15
 
 ASK_FOR_BYTES = f"""
     movl ${BUFFER:#x}, {DESC:#x}
@@ -90,6 +101,55 @@ async def test_guest_that_breaks_its_ring_sees_needs_reset_and_gets_the_device_b
 
     assert bytes(vm.debug.output) == b"b."
     assert ram.word(USED + 8) == BYTES
+
+
+def ask_packed(slot: int, buffer: int) -> str:
+    """Ask for bytes in a slot of a packed ring in its first lap, and wait until they are there."""
+    at = DESC + 16 * slot
+    return f"""
+        movl ${buffer:#x}, {at:#x}
+        movl ${BYTES}, {at + 8:#x}
+        movl ${(PACKED_AVAIL | WRITE) << 16 | slot:#x}, {at + 12:#x}
+        movw $0, {BAR + NOTIFY:#x}
+    5:  mov {at + 14:#x}, %ax
+        and ${PACKED_AVAIL | PACKED_USED:#x}, %ax
+        cmp ${PACKED_AVAIL | PACKED_USED:#x}, %ax
+        jne 5b
+    """
+
+
+async def test_guest_takes_a_packed_ring_back_and_gives_it_anew_in_another_size(
+    tmp_path: Path, ram: SharedRam
+) -> None:
+    source = tmp_path / "entropy"
+    source.write_bytes(bytes(range(256)))
+    features = Feature.VERSION_1 | Feature.RING_PACKED | Feature.RING_RESET
+    program = f"""
+        {move_bar(1)}{set_up(6, features)}
+        {ask_packed(0, BUFFER)}{ask_packed(1, BUFFER + BYTES)}
+        {reset_queue()}
+        mov {BAR + Common.QUEUE_ENABLE:#x}, %ax; mov %ax, {BUFFER + 0x800:#x}
+        mov {BAR + Common.DEVICE_STATUS:#x}, %al; mov %al, {BUFFER + 0x804:#x}
+        movl $0, {DESC + 12:#x}; movl $0, {DESC + 28:#x}
+        {enable_queue(3)}
+        {ask_packed(0, BUFFER + 2 * BYTES)}
+        {say(".")}{HALT}
+    """
+    config = configure(
+        write_kernel(tmp_path, program),
+        memory=file_memory(ram.path),
+        rng={"src": str(source)},
+    )
+
+    async with running(config) as vm:
+        await vm.debug.wait_for(b".")
+
+    drawn = [ram.word(BUFFER + at).to_bytes(4, "little") for at in range(0, 3 * BYTES, 4)]
+    assert b"".join(drawn) == bytes(range(3 * BYTES))
+    assert ram.word(BUFFER + 3 * BYTES) == 0
+    assert ram.word(BUFFER + 0x800) == 0
+    assert ram.word(BUFFER + 0x804) == 15
+    assert ram.word(DESC + 8) == BYTES
 
 
 async def test_common_configuration_and_vector_table_are_read_without_python(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.virtio.pci_transport import NOTIFY
-from vmm.virtio.spec import Common, Status
+from vmm.virtio.spec import Common, Feature, Status
 
 BAR = 0xC000_0000
 DESC, AVAIL, USED, BUFFER = 0x21_0000, 0x21_1000, 0x21_2000, 0x21_3000
@@ -28,23 +28,43 @@ def move_bar(device: int) -> str:
     )
 
 
-def set_up(queue_size: int = 8) -> str:
-    """Reset, negotiate VERSION_1, program queue 0, and say that the driver is ready."""
+def set_up(queue_size: int = 8, features: int = Feature.VERSION_1) -> str:
+    """Reset, negotiate, program queue 0, and say that the driver is ready.
+
+    ``features`` are of the upper 32; bits below are left.
+    """
     found = Status.ACKNOWLEDGE | Status.DRIVER
     agreed = found | Status.FEATURES_OK
     return f"""
         movb $0, {BAR + Common.DEVICE_STATUS:#x}
         movb ${found:d}, {BAR + Common.DEVICE_STATUS:#x}
         movl $1, {BAR + Common.DRIVER_FEATURE_SELECT:#x}
-        movl $1, {BAR + Common.DRIVER_FEATURE:#x}
+        movl ${features >> 32:#x}, {BAR + Common.DRIVER_FEATURE:#x}
         movb ${agreed:d}, {BAR + Common.DEVICE_STATUS:#x}
+        {enable_queue(queue_size)}
+        movb ${agreed | Status.DRIVER_OK:d}, {BAR + Common.DEVICE_STATUS:#x}
+    """
+
+
+def enable_queue(queue_size: int = 8) -> str:
+    """Program queue 0 and hand it over."""
+    return f"""
         movw $0, {BAR + Common.QUEUE_SELECT:#x}
         movw ${queue_size}, {BAR + Common.QUEUE_SIZE:#x}
         movl ${DESC:#x}, {BAR + Common.QUEUE_DESC:#x}
         movl ${AVAIL:#x}, {BAR + Common.QUEUE_DRIVER:#x}
         movl ${USED:#x}, {BAR + Common.QUEUE_DEVICE:#x}
         movw $1, {BAR + Common.QUEUE_ENABLE:#x}
-        movb ${agreed | Status.DRIVER_OK:d}, {BAR + Common.DEVICE_STATUS:#x}
+    """
+
+
+def reset_queue() -> str:
+    """Take queue 0 back, and wait until it is the driver's."""
+    return f"""
+        movw $0, {BAR + Common.QUEUE_SELECT:#x}
+        movw $1, {BAR + Common.QUEUE_RESET:#x}
+    4:  cmpw $0, {BAR + Common.QUEUE_RESET:#x}
+        jne 4b
     """
 
 
