@@ -22,6 +22,7 @@ from vmm.testing.packets import HEADER, RX_HEADER
 from vmm.testing.virtio_pci import Bench, driven
 from vmm.virtio.console import Console
 from vmm.virtio.device import VirtioDevice
+from vmm.virtio.pmem import Pmem
 from vmm.virtio.rng import Rng
 from vmm.virtio.rtc import Rtc
 from vmm.virtio.spec import Feature, Status
@@ -72,6 +73,10 @@ async def use_balloon(bench: Bench, queues: Sequence[Driver]) -> None:
 
 async def use_watchdog(bench: Bench, queues: Sequence[Driver]) -> None:
     assert (await ask(bench, queues[0], (), [1])).data == b"\x01"
+
+
+async def use_pmem(bench: Bench, queues: Sequence[Driver]) -> None:
+    assert (await ask(bench, queues[0], [bytes(4)], [4])).data == bytes(4)
 
 
 async def use_clock(bench: Bench, queues: Sequence[Driver]) -> None:
@@ -126,13 +131,15 @@ async def opened(
                 yield Console("console", backend), use_console(backend)
             case "balloon":
                 yield balloon(FakeRam(memory)), use_balloon
+            case "pmem":
+                yield Pmem("pmem", 1 << 40, 2 << 20, flush=lambda: None), use_pmem
             case "watchdog":
                 yield Watchdog("watchdog", Resets()), use_watchdog
             case _:
                 yield Rtc("rtc", lambda: 42), use_clock
 
 
-KINDS = ("rng", "disk", "net", "console", "balloon", "watchdog", "clock")
+KINDS = ("rng", "disk", "net", "console", "balloon", "pmem", "watchdog", "clock")
 
 
 @pytest.mark.parametrize("ring", ["split", "packed"])

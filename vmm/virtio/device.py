@@ -25,7 +25,7 @@ BATCH = 64
 """Chains that one wake serves before the loop gets its turn."""
 
 OWN_QUEUES: Final = Feature.RING_PACKED | Feature.RING_RESET
-"""What every queue that this program serves can do. One that another process serves may not."""
+"""What a queue that this program serves can do, where the device can go on without it."""
 
 
 class Memory(Protocol):
