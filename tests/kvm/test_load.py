@@ -22,7 +22,7 @@ from tools.bench.network import TAP, own_network
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
 BLOCK = 4096
-BLOCKS = 2048
+BLOCKS = 1024
 PATIENCE_CYCLES = 50_000_000_000
 """More than any deadline here: the test's own ends a guest that waits for nothing."""
 
@@ -30,7 +30,7 @@ ETHERTYPE = 0x88B5
 DATA, ANSWER = 1, 2
 SPREAD = 0x9E37_79B9_7F4A_7C15
 MASK = (1 << 64) - 1
-FRAMES = 3000
+FRAMES = 2000
 WINDOW = 256
 ANSWERED = 64
 SO_RCVBUFFORCE = 33
