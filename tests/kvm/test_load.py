@@ -21,6 +21,9 @@ from tools.bench.network import TAP, own_network
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
+RINGS = {"split": (), "packed": ("packed",)}
+"""Of the guest's steps, what makes its rings so."""
+
 BLOCK = 4096
 BLOCKS = 1024
 PATIENCE_CYCLES = 50_000_000_000
@@ -69,16 +72,18 @@ def block(number: int) -> bytes:
     ids=["ring", "direct", "threads", "long queue"],
 )
 @pytest.mark.parametrize("depth", [1, 32])
+@pytest.mark.parametrize("rings", RINGS)
 async def test_disk_under_load_gives_back_what_was_written(
-    tmp_path: Path, kernel: Path, options: dict[str, object], depth: int
+    tmp_path: Path, kernel: Path, options: dict[str, object], depth: int, rings: str
 ) -> None:
     image = tmp_path / "disk.raw"
     blocks = BLOCKS if depth > 1 else BLOCKS // 16
     with image.open("wb") as file:
         file.truncate(BLOCKS * BLOCK)
     disk = {"path": str(image), "image_type": "Raw", **options}
+    steps = (*RINGS[rings], step("check", blocks, depth))
 
-    async with loaded(kernel, step("check", blocks, depth), disks=[disk]) as vm:
+    async with loaded(kernel, *steps, disks=[disk]) as vm:
         said = await reports(vm)
         counters = vm.machine.counters["_disk0"]
 
@@ -144,12 +149,15 @@ async def next_frame(host: trio.socket.SocketType) -> bytes:
 
 
 @pytest.mark.usefixtures("network")
+@pytest.mark.parametrize("rings", RINGS)
 @pytest.mark.parametrize("size", [64, 1496])
 async def test_frames_of_a_guest_under_load_arrive_whole_and_in_order(
-    kernel: Path, size: int
+    kernel: Path, size: int, rings: str
 ) -> None:
+    steps = (*RINGS[rings], step("send", size, FRAMES))
+
     with host_end() as host:
-        async with loaded(kernel, step("send", size, FRAMES), net=[{"tap": TAP}]) as vm:
+        async with loaded(kernel, *steps, net=[{"tap": TAP}]) as vm:
             with trio.fail_after(10):
                 for number in range(FRAMES):
                     assert await next_frame(host) == frame(number, size, from_guest=True)
@@ -159,12 +167,15 @@ async def test_frames_of_a_guest_under_load_arrive_whole_and_in_order(
 
 
 @pytest.mark.usefixtures("network")
+@pytest.mark.parametrize("rings", RINGS)
 @pytest.mark.parametrize("size", [64, 1496])
-async def test_guest_under_load_gets_frames_whole_and_in_order(kernel: Path, size: int) -> None:
-    receive = step("receive", FRAMES, ANSWERED, PATIENCE_CYCLES)
+async def test_guest_under_load_gets_frames_whole_and_in_order(
+    kernel: Path, size: int, rings: str
+) -> None:
+    steps = (*RINGS[rings], step("receive", FRAMES, ANSWERED, PATIENCE_CYCLES))
 
     with host_end() as host:
-        async with loaded(kernel, receive, net=[{"tap": TAP}]) as vm:
+        async with loaded(kernel, *steps, net=[{"tap": TAP}]) as vm:
             await vm.debug.wait_for(b"ready receive\n")
             with trio.fail_after(10):
                 await send_in_windows(host, size)

@@ -2,6 +2,7 @@
  * The command line is the program: words, each a step with its numbers, done one after the other.
  *
  *   ecam:BASE                             where configuration space is mapped; without it: CF8 and CFC
+ *   packed                                the devices used from now on have packed rings
  *   disk:TYPE:RANDOM:DEPTH:BYTES:CYCLES   type 0 reads, 1 writes
  *   check:BLOCKS:DEPTH
  *   send:BYTES:FRAMES
@@ -15,6 +16,7 @@
  */
 #include "pci.h"
 #include "steps.h"
+#include "virtio.h"
 
 #define NUMBERS 5
 #define START_INFO_COMMAND_LINE 24 /* struct hvm_start_info.cmdline_paddr */
@@ -27,6 +29,12 @@ struct step {
 static void use_ecam(const uint64_t *numbers)
 {
     pci_use_ecam(numbers[0]);
+}
+
+static void use_packed(const uint64_t *numbers)
+{
+    (void)numbers;
+    use_packed_rings();
 }
 
 static void place_bars(void)
@@ -87,9 +95,9 @@ static void idle(const uint64_t *numbers)
 }
 
 static const struct step steps[] = {
-    {"ecam", use_ecam},   {"disk", run_disk}, {"check", check_disk},      {"send", send},
-    {"receive", receive}, {"echo", echo},     {"console", write_console}, {"serial", write_serial},
-    {"idle", idle},
+    {"ecam", use_ecam}, {"packed", use_packed}, {"disk", run_disk},         {"check", check_disk},
+    {"send", send},     {"receive", receive},   {"echo", echo},             {"serial", write_serial},
+    {"idle", idle},     {"console", write_console},
 };
 
 static uint64_t read_number(const char **at)

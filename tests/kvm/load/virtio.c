@@ -10,7 +10,10 @@
 
 enum { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_DEVICE = 4 };
 enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8 };
-enum { EVENT_IDX = 1u << 29, VERSION_1 = 1u << 0 /* of the second word */ };
+enum { EVENT_IDX = 1u << 29 };
+enum { VERSION_1 = 1u << 0, RING_PACKED = 1u << 2 }; /* of the second word */
+
+static uint32_t ring_format; /* RING_PACKED, or nothing */
 
 /* Offsets of the common configuration's fields. */
 enum {
@@ -27,6 +30,11 @@ enum {
     QUEUE_DRIVER = 40,
     QUEUE_DEVICE = 48,
 };
+
+void use_packed_rings(void)
+{
+    ring_format = RING_PACKED;
+}
 
 static volatile uint16_t *at_16(const struct device *device, uint32_t offset)
 {
@@ -81,11 +89,12 @@ void device_open(struct device *device, enum device_type type)
     *at_32(device, DRIVER_FEATURE_SELECT) = 0;
     *at_32(device, DRIVER_FEATURE) = agreed;
     *at_32(device, DRIVER_FEATURE_SELECT) = 1;
-    *at_32(device, DRIVER_FEATURE) = VERSION_1;
+    *at_32(device, DRIVER_FEATURE) = VERSION_1 | ring_format;
     device->common[STATUS] = ACKNOWLEDGE | DRIVER | FEATURES_OK;
     if ((device->common[STATUS] & FEATURES_OK) == 0)
         fail("a device refuses its own features; its type is", type);
     device->has_events = agreed != 0;
+    device->is_packed = ring_format != 0;
 }
 
 void queue_open(const struct device *device, uint16_t index, struct queue *queue)
@@ -104,9 +113,14 @@ void queue_open(const struct device *device, uint16_t index, struct queue *queue
     queue->used = allocate(6 + sizeof(struct used_entry) * size);
     queue->entries = (volatile struct used_entry *)(queue->used + 2);
     queue->avail_event = (volatile uint16_t *)(queue->entries + size);
-    queue->avail[0] = NO_INTERRUPT;
-    queue->avail[2 + size] = 0x8000u;
-    set_64(device, QUEUE_DESC, address_of(queue->desc));
+    if (!device->is_packed) {
+        queue->avail[0] = NO_INTERRUPT;
+        queue->avail[2 + size] = 0x8000u;
+    }
+    if (device->is_packed)
+        packed_open(queue, (void *)(uintptr_t)queue->avail, (void *)(uintptr_t)queue->used);
+    set_64(device, QUEUE_DESC,
+           device->is_packed ? address_of(queue->packed.entries) : address_of(queue->desc));
     set_64(device, QUEUE_DRIVER, address_of(queue->avail));
     set_64(device, QUEUE_DEVICE, address_of(queue->used));
     uint32_t doorbell = *at_16(device, QUEUE_NOTIFY_OFF) * device->notify_multiplier;

@@ -18,7 +18,8 @@
 
 #define RETRIES_MOST 16
 #define PAGE_BYTES 4096
-#define TO_WORKER_BYTES ((1u << 20) + 1) /* what is copied in less than a step of the loop is not worth one */
+/* From here on: what is copied in less time than a call may take is not worth a worker. */
+#define TO_WORKER_BYTES ((1u << 20) + 1)
 
 /* What one operation transfers. */
 struct span {
