@@ -16,10 +16,10 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.vsock_guest import CID, VsockGuest, vsock_guest
+from tests.unit.vsock_guest import CID, OFFERED, VsockGuest, vsock_guest
 from vmm.errors import InternalError
 from vmm.testing.driver import Driver
-from vmm.virtio.spec import Status
+from vmm.virtio.spec import Feature, Status
 from vmm.vsock.packet import HEADER_BYTES, HOST_CID, STREAM, Header, Op
 
 OWN_PORT = 1 << 30
@@ -71,7 +71,8 @@ class Hostile:
         self._server.listen()
 
     async def start(self) -> None:
-        self._queues = list(await self._guest.bench.driver.start(size=64))
+        features = OFFERED if self._guest.has_packed else OFFERED & ~Feature.RING_PACKED
+        self._queues = list(await self._guest.bench.driver.start(features, size=64))
         await self.post(8)
 
     async def packet(self, header: Header, size: int | None) -> None:
@@ -150,8 +151,9 @@ class Hostile:
             peer.close()
 
 
-async def play(folder: Path, actions: list[tuple[object, ...]]) -> None:
+async def play(folder: Path, has_packed: bool, actions: list[tuple[object, ...]]) -> None:
     async with vsock_guest(folder) as guest:
+        guest.has_packed = has_packed
         hostile = Hostile(guest)
         try:
             await hostile.start()
@@ -169,9 +171,9 @@ async def play(folder: Path, actions: list[tuple[object, ...]]) -> None:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ACTIONS)
+@given(st.booleans(), ACTIONS)
 def test_no_guest_and_no_peer_breaks_more_than_the_device(
-    actions: list[tuple[object, ...]],
+    has_packed: bool, actions: list[tuple[object, ...]]
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="vsock-") as folder:
-        trio.run(play, Path(folder), actions)
+        trio.run(play, Path(folder), has_packed, actions)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.vsock_guest import CHUNK, CID, VsockGuest, read_all, read_line, vsock_guest
+from tests.unit.vsock_guest import CHUNK, CID, OFFERED, VsockGuest, read_all, read_line, vsock_guest
 from vmm.errors import HostError
-from vmm.virtio.spec import Feature, Status
+from vmm.virtio.spec import Status
 from vmm.vsock import switch
 from vmm.vsock.credit import ROOM_BYTES
 from vmm.vsock.packet import HEADER_BYTES, Op
@@ -22,17 +22,18 @@ PORT, GUEST_PORT = 5000, 1024
 MANY = bytes(range(256)) * 1024
 
 
-@pytest.fixture
-async def guest() -> AsyncIterator[VsockGuest]:
+@pytest.fixture(params=["split", "packed"])
+async def guest(request: pytest.FixtureRequest) -> AsyncIterator[VsockGuest]:
     with tempfile.TemporaryDirectory(prefix="vsock-") as folder:
         async with vsock_guest(Path(folder)) as guest:
+            guest.has_packed = request.param == "packed"
             await guest.start()
             yield guest
 
 
 async def test_vsock_is_what_the_specification_says(guest: VsockGuest) -> None:
     assert guest.bench.transport.configuration.read(2, 2) == 0x1040 + 19
-    assert await guest.bench.driver.offered() == Feature.VERSION_1 | Feature.IN_ORDER
+    assert await guest.bench.driver.offered() == OFFERED
     assert guest.bench.device.queue_sizes == (256,) * 3
     assert guest.bench.device.read_config(0, 4096) == CID.to_bytes(8, "little")
 

@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.unit.vsock_guest import CHUNK, VsockGuest, read_all, read_line, vsock_guest
+from vmm.virtio.spec import Status
 from vmm.vsock import switch
 from vmm.vsock.packet import Closed, Op
 
@@ -20,10 +21,11 @@ GUEST_PORT = 1024
 MANY = bytes(range(256)) * 512
 
 
-@pytest.fixture
-async def guest() -> AsyncIterator[VsockGuest]:
+@pytest.fixture(params=["split", "packed"])
+async def guest(request: pytest.FixtureRequest) -> AsyncIterator[VsockGuest]:
     with tempfile.TemporaryDirectory(prefix="vsock-") as folder:
         async with vsock_guest(Path(folder)) as guest:
+            guest.has_packed = request.param == "packed"
             await guest.start()
             yield guest
 
@@ -220,6 +222,27 @@ async def test_reset_of_the_device_ends_all_and_it_serves_again(guest: VsockGues
     assert await read_all(stream, 1) == b""
     assert await read_all(silent, 1) == b""
     await guest.called_by_host(GUEST_PORT)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+async def test_queue_that_is_reset_holds_up_its_own_direction_only(
+    guest: VsockGuest, index: int
+) -> None:
+    stream, port = await guest.called_by_host(GUEST_PORT)
+    await guest.reset_queue(index)
+    await stream.send_all(b"to the guest")
+    if index != 1:
+        guest.send(Op.RW, port, GUEST_PORT, b"to the host")
+        assert await read_all(stream, 11) == b"to the host"
+
+    await guest.give_queue(index)
+    if index == 0:
+        guest.post(8)
+    if index == 1:
+        guest.send(Op.RW, port, GUEST_PORT, b"to the host")
+        assert await read_all(stream, 11) == b"to the host"
+    assert await guest.hears_data(12) == b"to the guest"
+    assert not guest.bench.driver.status & Status.NEEDS_RESET
 
 
 async def test_pause_keeps_connections(guest: VsockGuest) -> None:

@@ -14,10 +14,12 @@ from vmm.config.vsock import VsockConfig
 from vmm.machine.vsocks import open_vsock
 from vmm.testing.driver import Driver
 from vmm.testing.virtio_pci import Bench, driven
+from vmm.virtio.spec import Common, Feature
 from vmm.vsock.credit import ROOM_BYTES
 from vmm.vsock.packet import HEADER_BYTES, HOST_CID, STREAM, Header, Op
 
 CID = 42
+OFFERED = Feature.VERSION_1 | Feature.IN_ORDER | Feature.RING_PACKED | Feature.RING_RESET
 ROOM = 256 << 10
 """What this guest says it keeps for each of its streams."""
 BUFFER_BYTES = 4096
@@ -32,14 +34,28 @@ class VsockGuest:
         self.bench = bench
         self.path = path
         self.cid = CID
+        self.has_packed = False
         self._come: deque[tuple[Header, bytes]] = deque()
         self._queues: list[Driver] = []
         self._streams: list[trio.SocketStream] = []
 
     async def start(self, buffers: int = 16) -> None:
         """Bring the device up and post buffers for packets."""
-        self._queues = list(await self.bench.driver.start())
+        features = OFFERED if self.has_packed else OFFERED & ~Feature.RING_PACKED
+        self._queues = list(await self.bench.driver.start(features))
         self.post(buffers)
+
+    async def reset_queue(self, index: int) -> None:
+        """Take a queue from the device, with what is posted in it."""
+        driver = self.bench.driver
+        await driver.set(Common.QUEUE_SELECT, index)
+        await driver.set(Common.QUEUE_RESET, 1)
+        while driver.get(Common.QUEUE_RESET):
+            await trio.testing.wait_all_tasks_blocked()
+
+    async def give_queue(self, index: int) -> None:
+        """Give the device a queue again, an empty one."""
+        self._queues[index] = await self.bench.driver.queue(index)
 
     def post(self, buffers: int, *pieces: int) -> None:
         """Give the device buffers for packets."""

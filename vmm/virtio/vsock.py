@@ -19,7 +19,7 @@ import trio
 
 from vmm.errors import GuestError
 from vmm.virtio.chain import span
-from vmm.virtio.device import BATCH, Active, VirtioDevice
+from vmm.virtio.device import BATCH, OWN_QUEUES, Active, VirtioDevice
 from vmm.virtio.spec import DeviceId, Feature
 from vmm.vsock.packet import HEADER_BYTES, PAYLOAD_LIMIT, Header
 
@@ -57,7 +57,7 @@ class Vsock(VirtioDevice):
     """A socket device of context identifier ``cid``; the exchange outlives it."""
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.VSOCK
-    RING_FEATURES: ClassVar[Feature] = Feature.IN_ORDER
+    RING_FEATURES: ClassVar[Feature] = OWN_QUEUES | Feature.IN_ORDER
 
     def __init__(self, id: str, cid: int, exchange: Exchange) -> None:
         super().__init__(id)
@@ -92,15 +92,11 @@ class Vsock(VirtioDevice):
     async def run_queues(self, active: Active) -> NoReturn:
         """Carry packets in one task. Raises: GuestError."""
         receive, transmit = active.queue(RECEIVE), active.queue(TRANSMIT)
-        event = active.queue(EVENT)
-        if receive is None or transmit is None:
-            raise GuestError("The driver has not enabled the queues 0 and 1 of its socket device")
-        kicks = [queue.kick_fd for queue in (receive, transmit, event) if queue is not None]
-        with self._exchange.watching(kicks):
+        with self._exchange.watching([queue.kick_fd for queue in active.queues]):
             while True:
-                transmit.suppress()
-                receive.suppress()
-                if event is not None:
+                for queue in active.queues:
+                    queue.suppress()
+                if event := active.queue(EVENT):
                     self._pay_reset(event)
                 if self._serve(receive, transmit) or self._has_late(receive, transmit):
                     await trio.lowlevel.checkpoint()
@@ -108,21 +104,22 @@ class Vsock(VirtioDevice):
                 with trio.move_on_at(self._exchange.deadline):
                     await trio.lowlevel.wait_readable(self._exchange.fd)
 
-    def _serve(self, receive: Queue, transmit: Queue) -> bool:
+    def _serve(self, receive: Queue | None, transmit: Queue | None) -> bool:
         """Carry packets both ways for a while; whether there may be more."""
         until = time.monotonic_ns() + STEP_NS
         while True:
             self._exchange.look()
-            # Both, whatever the first does.
-            if not self._transmit(transmit, until) | self._receive(receive, until):
+            sent = transmit is not None and self._transmit(transmit, until)
+            received = receive is not None and self._receive(receive, until)
+            if not sent and not received:
                 return False
             if time.monotonic_ns() >= until:
                 return True
 
-    def _has_late(self, receive: Queue, transmit: Queue) -> bool:
+    def _has_late(self, receive: Queue | None, transmit: Queue | None) -> bool:
         """Ask to be kicked; whether what that would tell of is there already."""
-        is_late = transmit.enable()
-        return (self._is_starved and receive.enable()) or is_late
+        is_late = transmit is not None and transmit.enable()
+        return (receive is not None and self._is_starved and receive.enable()) or is_late
 
     def _transmit(self, queue: Queue, until: int) -> bool:
         """Take packets from the guest; whether there was one."""
