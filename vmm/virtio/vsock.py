@@ -92,11 +92,12 @@ class Vsock(VirtioDevice):
     async def run_queues(self, active: Active) -> NoReturn:
         """Carry packets in one task. Raises: GuestError."""
         receive, transmit = active.queue(RECEIVE), active.queue(TRANSMIT)
+        event = active.queue(EVENT)
         with self._exchange.watching([queue.kick_fd for queue in active.queues]):
             while True:
                 for queue in active.queues:
                     queue.suppress()
-                if event := active.queue(EVENT):
+                if event is not None:
                     self._pay_reset(event)
                 if self._serve(receive, transmit) or self._has_late(receive, transmit):
                     await trio.lowlevel.checkpoint()

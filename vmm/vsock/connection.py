@@ -12,8 +12,8 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Sequence
-from enum import Enum, IntFlag, auto
-from typing import NamedTuple
+from enum import Enum, auto
+from typing import Final, NamedTuple
 
 from vmm.virtio.chain import span
 from vmm.vsock.credit import ROOM_BYTES, Credit
@@ -37,14 +37,14 @@ class Phase(Enum):
     """The guest has closed it or is told so; the host may still get what is left for it."""
 
 
-class News(IntFlag):
-    """What the guest is to be told beside the stream's bytes."""
+class News:
+    """What the guest is to be told beside the stream's bytes; plain numbers, as in ``Closed``."""
 
-    REQUEST = 1
-    RESPONSE = 2
-    RESET = 4
-    CREDIT = 8
-    SHUTDOWN = 16
+    REQUEST: Final = 1
+    RESPONSE: Final = 2
+    RESET: Final = 4
+    CREDIT: Final = 8
+    SHUTDOWN: Final = 16
 
 
 class Connection:
@@ -61,14 +61,14 @@ class Connection:
         self._guest_cid = guest_cid
         self._credit = Credit()
         self._phase = Phase.ASKED
-        self._news = News.REQUEST
+        self._news: int = News.REQUEST
         if asked_by is not None:
             self._phase, self._news = Phase.OPEN, News.RESPONSE
             self._credit.hear(asked_by.buf_alloc, asked_by.fwd_cnt)
         self._outbox = bytearray()
         """What the guest sent and the peer has not taken."""
-        self._guest_closed = Closed(0)
-        self._host_closed = Closed(0)
+        self._guest_closed = 0
+        self._host_closed = 0
         self._is_readable = True
         self._is_hung_up = False
 
@@ -119,7 +119,7 @@ class Connection:
             case Op.RW if is_open and not self._guest_closed & Closed.SEND:
                 self._forward(payload, header.length)
             case Op.SHUTDOWN if is_open:
-                self._hear_shutdown(Closed(header.flags & Closed.BOTH))
+                self._hear_shutdown(header.flags & Closed.BOTH)
             case Op.CREDIT_UPDATE if is_open:
                 pass
             case Op.CREDIT_REQUEST if is_open:
@@ -178,7 +178,7 @@ class Connection:
         if not self._outbox and self._guest_closed & Closed.SEND:
             self._shut_peer(socket.SHUT_WR)
 
-    def _hear_shutdown(self, closed: Closed) -> None:
+    def _hear_shutdown(self, closed: int) -> None:
         self._guest_closed |= closed
         if self._guest_closed == Closed.BOTH:
             self._phase = Phase.OVER
@@ -205,7 +205,7 @@ class Connection:
         if events & (select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR):
             self._flush()
 
-    def _close_host(self, closed: Closed) -> None:
+    def _close_host(self, closed: int) -> None:
         if self._phase is Phase.OPEN and closed & ~self._host_closed:
             self._news |= News.SHUTDOWN
         self._host_closed |= closed
@@ -258,5 +258,5 @@ class Connection:
 
     def _end(self) -> None:
         self._phase = Phase.OVER
-        self._news = News(0)
+        self._news = 0
         self._outbox.clear()
