@@ -201,9 +201,11 @@ static bool is_ready(void *engine)
     return false;
 }
 
+/* What waits for a thread of the caller's waits for no ring. */
 static bool something_comes(struct vk_blk *blk)
 {
-    return !blk->is_limited && vk_watch_rings(&blk->watch, is_ready, blk);
+    bool has_work = !blk->has_ring && blk->backlog.first != NULL;
+    return !has_work && !blk->is_limited && vk_watch_rings(&blk->watch, is_ready, blk);
 }
 
 static void disarm(struct vk_blk *blk)
