@@ -49,6 +49,12 @@ def minimal(linux: Kernel) -> Path:
     return initramfs(linux, "minimal")
 
 
+@pytest.fixture(scope="session")
+def with_virtio(linux: Kernel) -> Path:
+    """An initramfs with the virtio drivers."""
+    return initramfs(linux, "virtio")
+
+
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory whose path is short enough for a socket's."""
@@ -74,6 +80,7 @@ async def booted(
     image: Kernel,
     archive: Path,
     *arguments: str,
+    virtio_console: str = "off",
     extra: str = "",
     pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[Guest]:
@@ -81,7 +88,7 @@ async def booted(
     serial = place / "serial.sock"
     command = ["--kernel", str(image.vmlinux), "--initramfs", str(archive)]
     command += ["--cmdline", f"{words(then='shell')} {extra}".strip()]
-    command += ["--serial", f"socket={serial}", "--console", "off", *arguments]
+    command += ["--serial", f"socket={serial}", "--console", virtio_console, *arguments]
     async with VmmProcess.start(place, *command, api=True, pass_fds=pass_fds) as vmm:
         await vmm.wait_until_served(BOOT_S)
         async with GuestConsole.connect(serial) as console:

@@ -1,4 +1,4 @@
-"""Disks in a stock guest: found, read, written, given back, limited, locked, resized."""
+"""Disks in a stock guest: found, read, written, given back, locked, resized."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import random
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.guest.conftest import BOOT_S, Guest, booted, words
-from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel
 from vmm.testing.process import VmmProcess, arguments_for
 
@@ -19,21 +17,6 @@ pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
 DISK = "/sys/block/vda"
-RATE_MIB = 1
-LIMITED_MIB = 10
-READ_BOTH = (
-    "; ".join(
-        f"dd if=/dev/{disk} of=/dev/null bs=64k count={{0}} iflag=direct 2>/dev/null &"
-        for disk in ("vda", "vdb")
-    ).replace("&;", "&")
-    + " wait"
-)
-
-
-@pytest.fixture(scope="session")
-def with_virtio(linux: Kernel) -> Path:
-    """An initramfs with the virtio drivers."""
-    return initramfs(linux, "virtio")
 
 
 @pytest.fixture
@@ -135,20 +118,3 @@ async def test_detected_raw_disk_keeps_its_first_sector_and_refuses_a_second_use
             assert await second.wait(BOOT_S) == 1
             assert b"another instance likely holds a lock" in second.errors
         assert (await guest.run("head -c 512 /dev/vda | md5sum")).split()[0] == checksum(data[:512])
-
-
-async def test_limited_disks_of_a_group_share_their_rate(
-    place: Path, linux: Kernel, with_virtio: Path
-) -> None:
-    images = [make_image(place / f"{name}.raw", 64 * MIB, b"") for name in "ab"]
-    group = f"id=slow,bw_size={RATE_MIB * MIB},bw_refill_time=1000"
-    disks = [f"path={image},image_type=raw,rate_limit_group=slow" for image in images]
-    options = ("--rate-limit-group", group, "--disk", *disks)
-    async with booted(place, linux, with_virtio, *options) as guest:
-        # Each takes from both disks at once. What the bucket holds at first is drained before.
-        await guest.run(READ_BOTH.format(RATE_MIB * 16))
-        start = trio.current_time()
-        await guest.run(READ_BOTH.format(LIMITED_MIB * 8))
-        seconds = trio.current_time() - start
-
-        assert seconds == pytest.approx(LIMITED_MIB / RATE_MIB, rel=0.05)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import BOOT_S, Guest, booted
-from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel
 from vmm.client import AsyncClient
 from vmm.config.net import NetConfig
@@ -20,12 +19,6 @@ MIB = 1 << 20
 HOST, GUEST = "192.168.77.1", "192.168.77.2"
 NOTICED_S = 30
 """How long the guest may take to notice; even a nested host needs a tenth of it."""
-
-
-@pytest.fixture(scope="session")
-def with_virtio(linux: Kernel) -> Path:
-    """An initramfs with the virtio drivers."""
-    return initramfs(linux, "virtio")
 
 
 async def appears(guest: Guest, path: str) -> None:

@@ -10,14 +10,15 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.guest.conftest import BOOT_S, Guest, machine, words
+from tests.guest.terminal import PATIENCE_S, opened, read_until
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel
 from vmm.testing.console import GuestConsole
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.guest
 MIB = 1 << 20
 RAM = 512 * MIB
 BALLOON = 128 * MIB
-PATIENCE_S = 90.0
+LARGE_BALLOON = 256 * MIB
 
 
 @pytest.fixture(scope="session")
@@ -60,25 +61,6 @@ async def booted(
             guest = Guest(vmm, console)
             await guest.run("stty -echo")
             yield guest
-
-
-@contextmanager
-def opened(path: str) -> Iterator[int]:
-    """Open a console's pty as a terminal program does."""
-    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-async def read_until(fd: int, text: bytes) -> bytes:
-    data = b""
-    with trio.fail_after(PATIENCE_S):
-        while text not in data:
-            await trio.lowlevel.wait_readable(fd)
-            data += os.read(fd, 4096)
-    return data
 
 
 async def test_console_talks_and_balloon_gives_memory_back(
@@ -141,6 +123,23 @@ async def check_balloon(guest: Guest) -> None:
     await wait_until(is_reported)
 
 
+async def check_deflation(guest: Guest) -> None:
+    """A guest that runs out of memory takes pages back from the balloon, and lives."""
+
+    async def is_inflated() -> bool:
+        return bool((await guest.vmm.info())["memory_actual_size"] == RAM - LARGE_BALLOON)
+
+    await wait_until(is_inflated)
+    free = int((await guest.run("grep MemAvailable /proc/meminfo")).split()[1]) >> 10
+    wanted = free + 64
+    # A tmpfs is never written back: only the balloon can give what is missing.
+    await guest.run(f"mount -t tmpfs -o size={wanted}m none /mnt")
+    await guest.run(f"dd if=/dev/zero of=/mnt/file bs=1M count={wanted} 2>&1", PATIENCE_S)
+    actual = (await guest.vmm.info())["memory_actual_size"]
+    assert RAM - LARGE_BALLOON + 32 * MIB < actual < RAM
+    await guest.run("umount /mnt")
+
+
 async def wait_until(is_so: Callable[[], Awaitable[bool]]) -> None:
     """Ask until it is so; nothing of this can be waited on. Raises: trio.TooSlowError."""
     with trio.fail_after(PATIENCE_S):
@@ -156,9 +155,18 @@ async def resident_bytes(vmm: VmmProcess) -> int:
     return int(line.split()[1]) << 10
 
 
-async def test_panic_of_the_guest_is_an_event(place: Path, linux: Kernel, archive: Path) -> None:
+async def test_balloon_gives_way_to_a_guest_in_need_and_its_panic_is_an_event(
+    place: Path, linux: Kernel, archive: Path
+) -> None:
     async with booted(
-        place, linux, archive, pvpanic=True, watchdog=True, rtc={"pci_device_id": 9}
+        place,
+        linux,
+        archive,
+        memory={"size": RAM},
+        balloon={"size": LARGE_BALLOON, "deflate_on_oom": True},
+        pvpanic=True,
+        watchdog=True,
+        rtc={"pci_device_id": 9},
     ) as guest:
         tree = (await guest.vmm.info())["device_tree"]
         assert {"__pvpanic", "__watchdog", "__rtc", "__rng"} <= set(tree)
@@ -169,6 +177,7 @@ async def test_panic_of_the_guest_is_an_event(place: Path, linux: Kernel, archiv
         ids = (await guest.run(functions)).split()
         found = set(zip(ids[::2], ids[1::2], strict=True))
         assert {("0x1b36", "0x0011"), ("0x1af4", "0x1063"), ("0x1af4", "0x1051")} <= found
+        await check_deflation(guest)
         ready = len(guest.console.text)
 
         await guest.console.type("echo c > /proc/sysrq-trigger\n")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import Guest, booted
-from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel
 from vmm.virtio.pci_transport import BAR_SIZE
 
@@ -16,12 +15,6 @@ pytestmark = pytest.mark.guest
 DEVICES = "/sys/bus/pci/devices"
 DRIVER = "/sys/bus/virtio/drivers/virtio_rng"
 DRAW = "dd if=/dev/hwrng bs=4096 count=16 2>/dev/null | wc -c"
-
-
-@pytest.fixture(scope="session")
-def with_virtio(linux: Kernel) -> Path:
-    """An initramfs with the virtio drivers."""
-    return initramfs(linux, "virtio")
 
 
 async def draws(guest: Guest) -> bool:

@@ -12,6 +12,8 @@ import pytest
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.processes import (
+    SECONDS,
+    SMALL,
     machine,
     resources,
     run_to_its_end,
@@ -39,6 +41,19 @@ async def test_command_line_says_why_and_exits_with_1(place: Path, name: str) ->
     check_words(text, refusal.words)
     assert "Traceback" not in text
     assert not any(name.startswith("api.sock") for name in os.listdir(place))
+
+
+async def test_descriptor_that_is_no_tap_is_refused_by_its_number(place: Path) -> None:
+    arguments = ("--kernel", str(write_kernel(place, programs.HALT)), *SMALL)
+    reader, writer = os.pipe()
+    os.close(writer)
+    for fd, problem in ((reader, "which is no tap"), (900, "which is not open")):
+        net = ("--net", f"fd={fd}")
+        async with VmmProcess.start(place, *arguments, *net, pass_fds=(reader,)) as vmm:
+            assert await vmm.wait(SECONDS) == 1
+        words = ("fds (--net fd=…)", f"descriptor {fd}", problem, "pass an open queue of a tap")
+        check_words(vmm.errors.decode(), words)
+    os.close(reader)
 
 
 async def test_command_line_with_absent_sections_names_all_of_them(place: Path) -> None:

@@ -1,6 +1,8 @@
 """``python -m tools.bench``: run the benchmarks and print what they found.
 
-``python -m tools.bench startup-profile`` says where the time to the first instruction goes.
+``python -m tools.bench startup-profile`` says where the time to the first instruction goes, and
+``python -m tools.bench guest`` has a stock Debian load its disk and network, in a nested host if
+need be.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from tools.bench import (
     consoles,
+    debian,
     disk,
     exits,
     first_instruction,
@@ -45,6 +48,8 @@ def main() -> int:
     if given.what == "startup-profile":
         print(startup.profile(given.repeat))
         return 0
+    if given.what == "guest":
+        return debian.main(given.repeat)
     results: list[Result] = []
     failed = False
     for name in given.only or BENCHMARKS:
@@ -63,7 +68,9 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("startup-profile",), help="instead of a race")
+    parser.add_argument(
+        "what", nargs="?", choices=("startup-profile", "guest"), help="instead of a race"
+    )
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="only this benchmark")
     parser.add_argument("--repeat", type=_positive, default=ROUNDS, help="rounds (%(default)s)")
     parser.add_argument("--json", type=Path, help="write every value to this file as well")

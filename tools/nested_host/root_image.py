@@ -28,9 +28,9 @@ from tools.nested_host.initramfs import write_initramfs
 
 PACKAGES: Final = (
     "acpica-tools", "bash", "busybox-static", "coreutils", "dash", "e2fsprogs", "findutils",
-    "grep", "hostname", "iproute2", "iputils-ping", "kmod", "libc-bin", "login", "mount", "ncat",
-    "passwd", "pciutils", "procps", "python3", "qemu-system-x86", "qemu-utils", "sed", "strace",
-    "swtpm", "util-linux",
+    "grep", "hostname", "iperf3", "iproute2", "iputils-ping", "kmod", "libc-bin", "login", "mount",
+    "ncat", "passwd", "pciutils", "procps", "python3", "qemu-system-x86", "qemu-utils", "sed",
+    "strace", "swtpm", "util-linux",
 )  # fmt: skip
 EXCLUDED: Final = ("doc", "info", "locale", "man", "perl", "iso-codes", "xml")
 # Tools of the developer, which no command inside needs.

@@ -117,6 +117,29 @@ def _huge_pages(folder: Path) -> Refusal:
     return Refusal(arguments, machine(kernel, memory=memory), 500, ("mem0", "16384 KiB"))
 
 
+def _net(folder: Path, option: str, net: dict[str, object], *words: str) -> Refusal:
+    kernel = write_kernel(folder, programs.HALT)
+    arguments = ("--kernel", str(kernel), "--net", option)
+    return Refusal(arguments, machine(kernel, net=[net]), 400, words)
+
+
+def _group_mac(folder: Path) -> Refusal:
+    mac = "03:00:00:00:00:02"
+    words = ("mac (--net mac=…)", mac, "group of stations", "must be even")
+    return _net(folder, f"mac={mac}", {"mac": mac}, *words)
+
+
+def _no_mask(folder: Path) -> Refusal:
+    net: dict[str, object] = {"ip": "10.0.0.1", "mask": "255.0.255.0"}
+    words = ("mask (--net mask=…)", "255.0.255.0", "10.0.0.1", "give one such as")
+    return _net(folder, "ip=10.0.0.1,mask=255.0.255.0", net, *words)
+
+
+def _no_interface_name(folder: Path) -> Refusal:
+    words = ("tap (--net tap=…)", "a-name-of-20-letters", "1 to 15 bytes", "change it")
+    return _net(folder, "tap=a-name-of-20-letters", {"tap": "a-name-of-20-letters"}, *words)
+
+
 REFUSALS: dict[str, Callable[[Path], Refusal]] = {
     "no kernel": _no_kernel,
     "a directory": _directory,
@@ -131,6 +154,9 @@ REFUSALS: dict[str, Callable[[Path], Refusal]] = {
     "a host CPU that is not there": _bad_affinity,
     "AMX without AMX": _amx,
     "huge pages that are not there": _huge_pages,
+    "a MAC address of a group": _group_mac,
+    "a mask that is none": _no_mask,
+    "a tap of a name too long": _no_interface_name,
 }
 
 _SECTIONS: dict[str, tuple[tuple[str, ...], object]] = {
