@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.guest.conftest import BOOT_S, Guest, booted
+from tests.guest.conftest import BOOT_S, Guest, booted, machine, words
 from tests.guest.debian import tool
 from tools.images.kernels import Kernel
 from vmm.net.interface import Interface, address_of
@@ -30,7 +30,7 @@ PORT = 5000
 SECONDS = 60.0
 
 REFUSED: tuple[tuple[dict[str, object], int, str], ...] = (
-    ({"tap": "lan0", "num_queues": 4}, 500, "another program has it open"),
+    ({"tap": "six0"}, 500, "another program has it open"),
     ({"tap": "lan0"}, 400, "a tap with several queues, but num_queues is 2"),
     ({"tap": "six0", "num_queues": 4}, 400, "a tap with one queue, but num_queues is 4"),
     ({"tap": "lo"}, 400, "an interface of another kind, not a tap"),
@@ -170,7 +170,7 @@ async def test_network_is_as_configured_and_carries_packets_both_ways(
         lan, other = info["config"]["net"]
         assert (lan["id"], other["id"], other["tap"]) == ("lan", "_net0", "six0")
         with tempfile.TemporaryDirectory(prefix="vmm-") as other:
-            await check_refusals(Path(other), linux)
+            await check_refusals(Path(other), linux, with_virtio)
         count = await counters(guest)
         for name in ("lan", "_net0"):
             assert set(count[name]) == {"rx_bytes", "rx_frames", "tx_bytes", "tx_frames"}
@@ -181,15 +181,15 @@ async def test_network_is_as_configured_and_carries_packets_both_ways(
     assert not Interface("six0").exists()
 
 
-async def check_refusals(place: Path, linux: Kernel) -> None:
+async def check_refusals(place: Path, linux: Kernel, with_virtio: Path) -> None:
     """A VM whose tap is busy, too narrow, or none does not boot and says why; its VMM goes on."""
     async with VmmProcess.start(place, api=True) as vmm:
         await vmm.wait_until_served(BOOT_S)
-        for net, status, words in REFUSED:
-            config = {"payload": {"kernel": str(linux.vmlinux)}, "console": {"mode": "Off"}}
+        for net, status, said in REFUSED:
+            config = machine(linux, with_virtio, words(), cpus={"boot_vcpus": 2, "max_vcpus": 2})
             await vmm.put("vm.create", {**config, "net": [net]})
             reply = await vmm.api("PUT", "vm.boot")
-            assert (reply.status, words in reply.body.decode()) == (status, True), reply.body
+            assert (reply.status, said in reply.body.decode()) == (status, True), reply.body
             await vmm.put("vm.delete")
     assert not Interface("wide0").exists()
 

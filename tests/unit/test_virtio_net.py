@@ -263,7 +263,8 @@ async def test_tap_that_goes_away_breaks_the_device_alone(tap: MemoryTap) -> Non
         await bench.interrupt(0)
         assert bench.driver.status & Status.NEEDS_RESET
         [reason] = [more["reason"] for _, _, more in bench.events.seen if "reason" in more]
-        assert "tap" in reason
+        assert f"tap on {tap.name} failed" in reason
+        assert "boot again" in reason
 
 
 async def test_reset_forgets_the_pairs_in_use(tap: MemoryTap) -> None:

@@ -58,7 +58,7 @@ class NetEngine(Generic[State]):
     is None is not served. ``rx`` and ``tx`` are the driver's words: what it receives and sends. The
     engine does nothing until ``set_enabled``. Descriptor, queues, limiters and counters outlive it.
     ``poll_ns`` is how long, at most, rings and tap are watched after a batch before the caller is
-    asked to wait.
+    asked to wait. ``tap`` is its name, for errors.
     """
 
     def __init__(
@@ -71,13 +71,15 @@ class NetEngine(Generic[State]):
         rx_limiter: Limiter | None = None,
         tx_limiter: Limiter | None = None,
         poll_ns: int = 0,
+        tap: str | None = None,
     ) -> None:
         parts = {"rx": rx, "tx": tx, "rx_limiter": rx_limiter, "tx_limiter": tx_limiter}
         setup = ffi.new("struct vk_net_setup *", {"tap_fd": tap_fd, "poll_most_ns": poll_ns})
         for name, part in parts.items():
             setattr(setup, name, ffi.NULL if part is None else part.handle)
         made = ffi.new("vk_net **")
-        _check("making a packet engine", lib.vk_net_new(setup, counters.handle, made))
+        self._tap = tap
+        self._check("making a packet engine", lib.vk_net_new(setup, counters.handle, made))
         self._engine: CData | None = made[0]
         self._kept = (parts, counters)
         self._queues = tuple(queue for queue in (rx, tx) if queue is not None)
@@ -94,7 +96,7 @@ class NetEngine(Generic[State]):
 
         Raises: HostError when the tap is gone.
         """
-        _check("watching the tap", lib.vk_net_set_enabled(self._handle, enabled))
+        self._check("watching the tap", lib.vk_net_set_enabled(self._handle, enabled))
 
     def serve(self) -> NetOutcome:
         """Carry what packets there are, for a bounded time.
@@ -107,7 +109,12 @@ class NetEngine(Generic[State]):
                 queue.check()
         if result == -errno.EBADMSG:
             raise GuestError("A packet's buffer is too short for virtio's header of 12 bytes")
-        return NetOutcome(_check("carrying packets to and from the tap", result))
+        return NetOutcome(self._check("carrying packets to and from the tap", result))
+
+    def _check(self, operation: str, result: int) -> int:
+        if result < 0:
+            raise HostError(operation, -result, path=self._tap, hint=HINTS.get(-result))
+        return result
 
     @property
     def wait_seconds(self) -> float:
@@ -135,9 +142,3 @@ class NetEngine(Generic[State]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _check(operation: str, result: int) -> int:
-    if result < 0:
-        raise HostError(operation, -result, hint=HINTS.get(-result))
-    return result

@@ -178,6 +178,7 @@ class Net(VirtioDevice):
             rx_limiter=limits.rx,
             tx_limiter=limits.tx,
             poll_ns=POLL_NS,
+            tap=self._tap.name,
         )
 
     def _end(self) -> None:
