@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import Guest, booted
-from tests.guest.test_root_disk import GATEWAY, NETWORK, copy_sparse, disk, tool
+from tests.guest.debian import GATEWAY, NETWORK, disk, tool
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel
 from tools.images.rootdisk import root_disk
+from tools.images.sparse import copy_sparse
 from vmm.virtio.spec import Feature
 
 pytestmark = pytest.mark.guest
