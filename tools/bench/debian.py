@@ -1,8 +1,9 @@
 """Disk and network of a stock Debian guest: under this VMM and under QEMU, in turns.
 
-Each round boots Debian from a fresh copy of one root disk, with one data disk and one tap, under
-each VMM, and has fio and iperf3 load them. Where KVM cannot run Linux, all of it runs in a nested
-host.
+Debian is booted once under each VMM, from copies of one root disk, with a data disk and a tap each.
+Then fio and iperf3 load the guests, never two at once: each load on one guest and at once on the
+other, so that both meet the same disturbances. Where KVM cannot run Linux, all of it runs in a
+nested host.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
-from tools.bench.debian_vmms import ADDRESS, GATEWAY, TAP, Machine, booted_qemu, booted_vmm
+from tools.bench.debian_vmms import Machine, booted_qemu, booted_vmm
 from tools.bench.errors import BenchError
 from tools.bench.processes import ROOT
 from tools.bench.report import as_text
-from tools.bench.series import Claim, Result, Sample, Series, compare
+from tools.bench.series import Claim, Result, Series, compare
 from tools.images.initramfs import initramfs
 from tools.images.kernels import kernel
 from tools.images.rootdisk import root_disk
@@ -66,6 +67,29 @@ class Load(NamedTuple):
             f"--runtime={FIO_S} --ramp_time={RAMP_S} | cut -d';' -f{fields}"
         )
 
+    async def rate(self, machine: Machine, console: GuestConsole) -> float:
+        """Operations or MiB a second, as fio counted them."""
+        kib, operations = (await console.run(self.command, PATIENCE_S)).strip().split(";")
+        return float(operations) if self.is_random else float(kib) / 1024
+
+
+class Stream(NamedTuple):
+    """One stream of iperf3's between host and guest."""
+
+    name: str
+    words: tuple[str, ...]
+    unit: str = "Mb/s"
+
+    async def rate(self, machine: Machine, console: GuestConsole) -> float:
+        """Mbit a second that came in at the end that received."""
+        words = ("--time", str(IPERF_S), "--omit", "1", "--json", *self.words)
+        client = ("iperf3", "--client", machine.address, *words)
+        report = json.loads(await trio.to_thread.run_sync(run, *client))
+        if "error" in report:
+            raise BenchError(f"{' '.join(client)} failed: {report['error']}")
+        await trio.sleep(1)  # The server lets go of a client some time after that has left.
+        return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
+
 
 LOADS = (
     Load("4 KiB random reads, depth 1", "read", True, "4k", 1),
@@ -75,12 +99,12 @@ LOADS = (
     Load("1 MiB reads in a row, depth 4", "read", False, "1m", 4),
     Load("1 MiB writes in a row, depth 4", "write", False, "1m", 4),
 )
-STREAMS = {"TCP to the guest": (), "TCP from the guest": ("--reverse",)}
+STREAMS = (Stream("TCP to the guest", ()), Stream("TCP from the guest", ("--reverse",)))
 
 
 def main(rounds: int) -> int:
     """Measure, here or in a nested host, and print; the exit code."""
-    machine = make_machine()
+    images = make_images()
     answer = kvm_runs_linux()
     if not answer.runs:
         print(f"In a nested host, because {answer.reason}", file=sys.stderr)
@@ -88,7 +112,7 @@ def main(rounds: int) -> int:
         host = (sys.executable, "-m", "tools.nested_host", "run", "--", *inside)
         return subprocess.run(host, cwd=ROOT, check=False).returncode
     try:
-        print(as_text(trio.run(measure, machine, rounds)))
+        print(as_text(trio.run(measure, images, rounds)))
     except BaseExceptionGroup as group:
         failures = group.subgroup(BenchError)
         if failures is None:
@@ -103,45 +127,60 @@ def first_of(error: BaseException) -> BaseException:
     return first_of(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
-def make_machine() -> Machine:
+class Images(NamedTuple):
+    """What is booted."""
+
+    kernel: Path
+    initramfs: Path
+    root: Path
+
+
+def make_images() -> Images:
     """Have what is booted in the cache, which a nested host cannot write to."""
     image = kernel(RELEASE)
-    return Machine(image.vmlinux, initramfs(image, "root"), root_disk())
+    return Images(image.vmlinux, initramfs(image, "root"), root_disk())
 
 
-async def measure(machine: Machine, rounds: int) -> Result:
-    """Measure all contenders in each round, in an order that turns. Raises: BenchError."""
+async def measure(images: Images, rounds: int) -> Result:
+    """Boot the guests, and measure each load on both in turns. Raises: BenchError."""
     values: dict[str, list[float]] = {}
     units: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, persistent_tap():
-        folder = Path(name)
-        data = folder / "data.raw"
-        data.write_bytes(bytes(range(256)) * (DATA_MIB << 12))
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        guests = []
+        for number, (name, boot) in enumerate(CONTENDERS.items()):
+            machine = stack.enter_context(machine_of(images, folder / name, number))
+            console = await stack.enter_async_context(boot(machine, machine.root.parent))
+            await console.run("iperf3 --server --daemon", PATIENCE_S)
+            guests.append((name, machine, console))
         for number in range(rounds):
-            for contender in list(CONTENDERS)[:: 1 if number % 2 == 0 else -1]:
-                print(f"round {number + 1} of {rounds}: {contender}", file=sys.stderr)
-                root = copy_sparse(machine.root, folder / "root.raw")
-                copied = machine._replace(root=root, data=data)
-                for sample in await samples(contender, copied, folder):
-                    values.setdefault(sample.name, []).append(sample.value)
-                    units[sample.name] = sample.unit
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            for load in (*LOADS, *STREAMS):
+                for name, machine, console in guests[:: 1 if number % 2 == 0 else -1]:
+                    each = f"{name}: {load.name}"
+                    values.setdefault(each, []).append(await load.rate(machine, console))
+                    units[each] = load.unit
     series = {each: Series(each, units[each], tuple(values[each])) for each in values}
-    names = [*(load.name for load in LOADS), *STREAMS]
-    claims = [Claim(f"{VMM}: {each}", f"{QEMU}: {each}") for each in names]
+    claims = [Claim(f"{VMM}: {load.name}", f"{QEMU}: {load.name}") for load in (*LOADS, *STREAMS)]
     title = f"Debian {RELEASE}, one vCPU, one queue"
     return Result("guest", title, tuple(series.values()), compare(series, claims))
 
 
 @contextmanager
-def persistent_tap() -> Iterator[None]:
-    """The tap that both use; it has the host's address. Raises: BenchError."""
-    run("ip", "tuntap", "add", TAP, "mode", "tap")
+def machine_of(images: Images, folder: Path, number: int) -> Iterator[Machine]:
+    """A machine with disks and a tap of its own. Raises: BenchError."""
+    folder.mkdir()
+    data = folder / "data.raw"
+    data.write_bytes(bytes(range(256)) * (DATA_MIB << 12))
+    root = copy_sparse(images.root, folder / "root.raw")
+    machine = Machine(images.kernel, images.initramfs, root, data, number)
+    run("ip", "tuntap", "add", machine.tap, "mode", "tap")
     try:
-        run("ip", "address", "add", f"{GATEWAY}/24", "dev", TAP)
-        run("ip", "link", "set", TAP, "up")
-        yield
+        run("ip", "address", "add", f"{machine.gateway}/28", "dev", machine.tap)
+        run("ip", "link", "set", machine.tap, "up")
+        yield machine
     finally:
-        run("ip", "link", "delete", TAP)
+        run("ip", "link", "delete", machine.tap)
 
 
 def run(*command: str) -> str:
@@ -150,31 +189,3 @@ def run(*command: str) -> str:
     if done.returncode != 0:
         raise BenchError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()}")
     return done.stdout
-
-
-async def samples(contender: str, machine: Machine, folder: Path) -> list[Sample]:
-    """Boot the guest under one VMM, load it, and power it off."""
-    found = []
-    async with CONTENDERS[contender](machine, folder) as console:
-        for load in LOADS:
-            found.append(
-                Sample(f"{contender}: {load.name}", load.unit, await disk_rate(console, load))
-            )
-        await console.run("iperf3 --server --daemon", PATIENCE_S)
-        for name, words in STREAMS.items():
-            rate = await trio.to_thread.run_sync(network_rate, words)
-            found.append(Sample(f"{contender}: {name}", "Mb/s", rate))
-    return found
-
-
-async def disk_rate(console: GuestConsole, load: Load) -> float:
-    """Operations or MiB a second, as fio counted them."""
-    kib, operations = (await console.run(load.command, PATIENCE_S)).strip().split(";")
-    return float(operations) if load.is_random else float(kib) / 1024
-
-
-def network_rate(words: tuple[str, ...]) -> float:
-    """Mbit a second that came in at the end that received."""
-    client = ("iperf3", "--client", ADDRESS, "--time", str(IPERF_S), "--omit", "1", "--json")
-    report = json.loads(run(*client, *words))
-    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6

@@ -20,24 +20,47 @@ from tools.bench.qemu import PROGRAM
 from vmm.testing.console import GuestConsole
 from vmm.testing.process import VmmProcess
 
-GATEWAY, ADDRESS = "192.0.2.1", "192.0.2.2"
-TAP = "bench0"
-MAC = "02:00:00:00:00:02"
 MEMORY_MIB = 512
 BOOT_S = 300.0
-CMDLINE = (
+WORDS = (
     "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests random.trust_cpu=on "
-    f"tsc=reliable no_timer_check nokaslr then=shell ip={ADDRESS}::{GATEWAY}:255.255.255.0:::off"
+    "tsc=reliable no_timer_check nokaslr then=shell"
 )
 
 
 class Machine(NamedTuple):
-    """What is booted; ``root`` is written to."""
+    """What is booted, with disks and a tap of its own; ``tap`` is ``number`` of the bench's."""
 
     kernel: Path
     initramfs: Path
     root: Path
-    data: Path | None = None
+    data: Path
+    number: int
+
+    @property
+    def tap(self) -> str:
+        """The host's end of the network; it is there."""
+        return f"bench{self.number}"
+
+    @property
+    def gateway(self) -> str:
+        """The host's address on it."""
+        return f"192.0.2.{16 * self.number + 1}"
+
+    @property
+    def address(self) -> str:
+        """The guest's."""
+        return f"192.0.2.{16 * self.number + 2}"
+
+    @property
+    def mac(self) -> str:
+        """The guest's hardware address."""
+        return f"02:00:00:00:00:{self.number:02x}"
+
+    @property
+    def cmdline(self) -> str:
+        """The kernel's command line: a network from the boot on, then a shell."""
+        return f"{WORDS} ip={self.address}::{self.gateway}:255.255.255.240:::off"
 
 
 @asynccontextmanager
@@ -46,8 +69,8 @@ async def booted_vmm(machine: Machine, folder: Path) -> AsyncIterator[GuestConso
     serial = folder / "serial.sock"
     disks = [f"path={path},image_type=raw" for path in (machine.root, machine.data)]
     options = ["--kernel", str(machine.kernel), "--initramfs", str(machine.initramfs)]
-    options += ["--cmdline", CMDLINE, "--memory", f"size={MEMORY_MIB}M", "--cpus", "boot=1"]
-    options += ["--disk", *disks, "--net", f"tap={TAP},mac={MAC}"]
+    options += ["--cmdline", machine.cmdline, "--memory", f"size={MEMORY_MIB}M", "--cpus", "boot=1"]
+    options += ["--disk", *disks, "--net", f"tap={machine.tap},mac={machine.mac}"]
     options += ["--serial", f"socket={serial}", "--console", "off"]
     async with VmmProcess.start(folder, *options) as vmm:
         async with shell_on(serial) as console:
@@ -61,14 +84,14 @@ async def booted_qemu(machine: Machine, folder: Path) -> AsyncIterator[GuestCons
     serial = folder / "qemu.sock"
     command = [PROGRAM, "-machine", "q35,accel=kvm", "-cpu", "host,arch-capabilities=off"]
     command += ["-m", str(MEMORY_MIB), "-smp", "1", "-nodefaults", "-no-user-config", "-no-reboot"]
-    command += ["-display", "none", "-kernel", str(machine.kernel), "-append", CMDLINE]
+    command += ["-display", "none", "-kernel", str(machine.kernel), "-append", machine.cmdline]
     command += ["-initrd", str(machine.initramfs), "-object", "iothread,id=disks"]
     for number, path in enumerate((machine.root, machine.data)):
         drive = f"if=none,id=d{number},file={path},format=raw,aio=io_uring,cache=writeback"
         device = f"virtio-blk-pci,drive=d{number},iothread=disks,num-queues=1"
         command += ["-drive", drive, "-device", device]
-    command += ["-netdev", f"tap,id=n,ifname={TAP},script=no,downscript=no,vhost=off"]
-    command += ["-device", f"virtio-net-pci,netdev=n,mac={MAC},romfile="]
+    command += ["-netdev", f"tap,id=n,ifname={machine.tap},script=no,downscript=no,vhost=off"]
+    command += ["-device", f"virtio-net-pci,netdev=n,mac={machine.mac},romfile="]
     command += ["-serial", f"unix:{serial},server=on,wait=on"]
     try:
         async with trio.open_nursery() as nursery:
