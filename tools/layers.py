@@ -67,6 +67,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.mailbox": 5,
     "vmm.machine.nets": 5,
     "vmm.machine.plug": 5,
+    "vmm.machine.vcpus": 5,
     "vmm.machine.pmems": 5,
     "vmm.machine.sections": 5,
     "vmm.machine.small_devices": 5,

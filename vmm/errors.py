@@ -39,6 +39,10 @@ class StateError(VmmError):
     """The caller's fault: the state of the VM forbids the action."""
 
 
+class PendingError(StateError):
+    """The caller's fault: what was asked of the guest before is not done yet."""
+
+
 class NotCreatedError(StateError):
     """The caller's fault: the action needs a VM and there is none."""
 

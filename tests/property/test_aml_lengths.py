@@ -95,6 +95,7 @@ def machines(draw: st.DrawFn) -> Machine:
         segments=segments,
         ged_address=draw(st.integers(1 << 8, 1 << 34)) << 12,
         pci_hotplug_address=draw(st.integers(1 << 8, 1 << 34)) << 12,
+        cpu_hotplug_address=draw(st.integers(1 << 8, 1 << 34)) << 12,
         has_serial=draw(st.booleans()),
         has_pm1_blocks=draw(st.booleans()),
     )

@@ -17,6 +17,7 @@ from vmm.pci.allocator import Span
 
 GED_ADDRESS = 0x3FFF_FFFE_D000
 PCI_HOTPLUG_ADDRESS = 0x3FFF_FFFE_F000
+CPU_HOTPLUG_ADDRESS = 0x3FFF_FFFE_E000
 GIB = 1 << 30
 
 SEGMENT_0 = PciSegment(
@@ -37,6 +38,7 @@ MACHINE = Machine(
     segments=(SEGMENT_0, SEGMENT_10),
     ged_address=GED_ADDRESS,
     pci_hotplug_address=PCI_HOTPLUG_ADDRESS,
+    cpu_hotplug_address=CPU_HOTPLUG_ADDRESS,
 )
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from vmm.acpi import aml
+from vmm.acpi import aml, cpu_hotplug, pci_hotplug
 from vmm.acpi import resources as res
 from vmm.acpi.ged import REGISTER_SIZE, AcpiNotification
 from vmm.acpi.machine import COM1_IRQ, Machine
-from vmm.acpi.pci_hotplug import hotplug_controller, scan
 from vmm.acpi.pci_root import motherboard, root_bridge
 from vmm.acpi.sdt import sdt
 
@@ -33,7 +32,8 @@ def _objects(machine: Machine) -> Iterator[bytes]:
     system_bus = [*map(root_bridge, machine.segments), motherboard(machine)]
     if machine.has_serial:
         system_bus.append(_serial_port())
-    system_bus += [hotplug_controller(machine), _power_button()]
+    system_bus += [pci_hotplug.hotplug_controller(machine), _power_button()]
+    system_bus += cpu_hotplug.cpu_devices(machine)
     system_bus += _event_devices(machine, _reactions())
     yield aml.scope(r"\_SB", *system_bus)
     yield aml.name(r"\_S5", aml.package(_S5_SLEEP_TYPE, _S5_SLEEP_TYPE, 0, 0))
@@ -41,7 +41,11 @@ def _objects(machine: Machine) -> Iterator[bytes]:
 
 def _reactions() -> Mapping[AcpiNotification, bytes]:
     pressed = aml.notify(aml.path(r"\_SB.PWRB"), _BUTTON_PRESSED)
-    return {AcpiNotification.PCI: scan(), AcpiNotification.POWER_BUTTON: pressed}
+    return {
+        AcpiNotification.CPU: cpu_hotplug.scan(),
+        AcpiNotification.PCI: pci_hotplug.scan(),
+        AcpiNotification.POWER_BUTTON: pressed,
+    }
 
 
 def _serial_port() -> bytes:

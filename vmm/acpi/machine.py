@@ -47,9 +47,9 @@ class Machine(NamedTuple):
     """A machine as its firmware describes it to the operating system.
 
     ``apic_ids`` has one entry a possible vCPU, by index; the first ``boot_vcpus`` are there at
-    start. ``ged_address`` is where the event register is, ``pci_hotplug_address`` where those of
-    PCI hot plug are. ``has_pm1_blocks`` advertises the PM1 registers that Hyper-V asks for, though
-    nothing answers there.
+    start. ``ged_address`` is where the event register is, ``pci_hotplug_address`` and
+    ``cpu_hotplug_address`` where those of hot plug are. ``has_pm1_blocks`` advertises the PM1
+    registers that Hyper-V asks for, though nothing answers there.
     """
 
     apic_ids: tuple[int, ...]
@@ -57,6 +57,7 @@ class Machine(NamedTuple):
     segments: tuple[PciSegment, ...]
     ged_address: int
     pci_hotplug_address: int
+    cpu_hotplug_address: int
     ged_irq: int = GED_IRQ
     has_serial: bool = True
     has_pm1_blocks: bool = False

@@ -14,21 +14,22 @@ LOCAL_APIC_ADDRESS = 0xFEE0_0000
 IO_APIC_ADDRESS = 0xFEC0_0000
 
 _REVISION = 5
-_ENABLED = 1 << 0
+ENABLED = 1 << 0
 _ONLINE_CAPABLE = 1 << 1
 
 
 def madt(machine: Machine) -> bytes:
     """Build APIC."""
     entries = b"".join(
-        _x2apic(index, apic_id, _ONLINE_CAPABLE | (_ENABLED if index < machine.boot_vcpus else 0))
+        x2apic(index, apic_id, _ONLINE_CAPABLE | (ENABLED if index < machine.boot_vcpus else 0))
         for index, apic_id in enumerate(machine.apic_ids)
     )
     body = struct.pack("<II", LOCAL_APIC_ADDRESS, 0) + entries + _io_apic() + _override()
     return sdt(b"APIC", _REVISION, body, b"CHMADT")
 
 
-def _x2apic(index: int, apic_id: int, flags: int) -> bytes:
+def x2apic(index: int, apic_id: int, flags: int) -> bytes:
+    """Build the entry of one vCPU."""
     return struct.pack("<BBHIII", 9, 16, 0, apic_id, flags, index)
 
 

@@ -25,9 +25,9 @@ SLOTS = 32
 REGISTERS_SIZE = 0x10
 _WORD = 4
 
-_DEVICE_CHECK = 1
-_EJECT_REQUEST = 3
-_PRESENT_AND_WORKING = 0x0B
+DEVICE_CHECK = 1
+EJECT_REQUEST = 3
+PRESENT_AND_WORKING = 0x0B
 
 _CONTROLLER = r"\_SB.PHPR"
 
@@ -129,7 +129,7 @@ def hotplug_controller(machine: Machine) -> bytes:
         "PHPR",
         aml.name("_HID", aml.eisa_id("PNP0A06")),
         aml.name("_UID", "PCI Hotplug Controller"),
-        aml.name("_STA", _PRESENT_AND_WORKING),
+        aml.name("_STA", PRESENT_AND_WORKING),
         aml.name("_CRS", res.resource_template(registers)),
         # Between the choice of a segment and what is done to it nobody may choose another.
         aml.mutex("BLCK"),
@@ -190,6 +190,6 @@ def _count(segment: PciSegment) -> Iterator[bytes]:
     """Yield the statements that tell each changed slot of a segment what it is to do."""
     yield aml.acquire(aml.path(rf"{_CONTROLLER}.BLCK"))
     yield aml.store(segment.id, aml.path(rf"{_CONTROLLER}.PSEG"))
-    yield aml.call("DVNT", aml.path(rf"{_CONTROLLER}.PCIU"), _DEVICE_CHECK)
-    yield aml.call("DVNT", aml.path(rf"{_CONTROLLER}.PCID"), _EJECT_REQUEST)
+    yield aml.call("DVNT", aml.path(rf"{_CONTROLLER}.PCIU"), DEVICE_CHECK)
+    yield aml.call("DVNT", aml.path(rf"{_CONTROLLER}.PCID"), EJECT_REQUEST)
     yield aml.release(aml.path(rf"{_CONTROLLER}.BLCK"))

@@ -13,6 +13,7 @@ from vmm.errors import (
     DuplicateError,
     NotCreatedError,
     NotFoundError,
+    PendingError,
     StateError,
     UnsupportedError,
     VmmError,
@@ -24,6 +25,7 @@ STATUSES: dict[type[BaseException], HTTPStatus] = {
     UnsupportedError: HTTPStatus.NOT_IMPLEMENTED,
     NotCreatedError: HTTPStatus.NOT_FOUND,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    PendingError: HTTPStatus.TOO_MANY_REQUESTS,
     StateError: HTTPStatus.METHOD_NOT_ALLOWED,
 }
 """The caller's faults. A route declares which of them it answers; every other error is a 500."""

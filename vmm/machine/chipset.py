@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
+from vmm.acpi import cpu_hotplug, pci_hotplug
+from vmm.acpi.cpu_hotplug import CpuHotplug
 from vmm.acpi.ged import REGISTER_SIZE, GeneralEventDevice
-from vmm.acpi.pci_hotplug import REGISTERS_SIZE, PciHotplug
+from vmm.acpi.pci_hotplug import PciHotplug
 from vmm.boot import layout
 from vmm.errors import ConfigError
 from vmm.kvm_cffi import ByteRing, ConfigAddress, Loop, PmTimer, Uart, address_of
@@ -54,8 +56,8 @@ FIXED_PORTS = (
 """Ports that a debug console cannot be put on."""
 
 GED_IRQ = 13
-PCI_HOTPLUG_PAGE, GED_PAGE = 0, 2
-"""Which pages of the platform's registers are whose; the one between is CPU hot-plug's."""
+PCI_HOTPLUG_PAGE, CPU_HOTPLUG_PAGE, GED_PAGE = range(3)
+"""Which pages of the platform's registers are whose."""
 
 
 class Task(Protocol):
@@ -72,6 +74,7 @@ class Chipset(NamedTuple):
     ioapic: Ioapic
     ged: GeneralEventDevice
     pci_hotplug: PciHotplug[trio.Event]
+    cpu_hotplug: CpuHotplug[trio.Event]
     buses: tuple[PciBus, ...]
     tasks: tuple[Task, ...]
     device_tree: dict[str, dict[str, object]]
@@ -97,8 +100,13 @@ def open_chipset(
         spaces.claim_mmio(areas.platform_page(GED_PAGE), REGISTER_SIZE, ged)
         shares = segment_areas(config, areas)
         buses = _add_pci(stack, vm, router, spaces, shares, next_slot=len(memory.regions))
-        pci_hotplug = PciHotplug[trio.Event](ged, len(buses))
-        spaces.claim_mmio(areas.platform_page(PCI_HOTPLUG_PAGE), REGISTERS_SIZE, pci_hotplug)
+        pci = PciHotplug[trio.Event](ged, len(buses))
+        page = areas.platform_page(PCI_HOTPLUG_PAGE)
+        spaces.claim_mmio(page, pci_hotplug.REGISTERS_SIZE, pci)
+        possible, present = config.cpus.max_vcpus, config.cpus.boot_vcpus
+        cpu = CpuHotplug[trio.Event](ged, possible=possible, present=present)
+        page = areas.platform_page(CPU_HOTPLUG_PAGE)
+        spaces.claim_mmio(page, cpu_hotplug.REGISTERS_SIZE, cpu)
         _add_registers(router, spaces, memory, lifecycle)
         tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
         names = ["__ioapic"]
@@ -109,7 +117,7 @@ def open_chipset(
         tree: dict[str, dict[str, object]] = {
             name: {"id": name, "resources": [], "children": []} for name in names
         }
-        yield Chipset(spaces, interrupts, ioapic, ged, pci_hotplug, buses, tasks, tree)
+        yield Chipset(spaces, interrupts, ioapic, ged, pci, cpu, buses, tasks, tree)
 
 
 def _add_pci(

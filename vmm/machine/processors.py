@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot import registers
@@ -80,19 +80,15 @@ def describe(kvm: Kvm, cpus: CpusConfig) -> Processors:
 
 
 @contextmanager
-def create(vm: Vm, processors: Processors, entry: KernelEntry) -> Iterator[Sequence[Vcpu]]:
-    """Create the vCPUs that are there at boot, each at the kernel's entry.
+def create(vm: Vm, processors: Processors, index: int, entry: KernelEntry) -> Iterator[Vcpu]:
+    """Create a vCPU, set to the kernel's entry.
 
     All get the same registers; KVM lets all but the first wait for INIT and SIPI.
     Raises: HostError.
     """
-    with ExitStack() as stack:
-        vcpus = []
-        for index in range(processors.model.boot_vcpus):
-            vcpu = stack.enter_context(vm.create_vcpu(processors.apic_ids[index]))
-            _set_up(vcpu, index, processors, entry)
-            vcpus.append(vcpu)
-        yield vcpus
+    with vm.create_vcpu(processors.apic_ids[index]) as vcpu:
+        _set_up(vcpu, index, processors, entry)
+        yield vcpu
 
 
 def _set_up(vcpu: Vcpu, index: int, processors: Processors, entry: KernelEntry) -> None:

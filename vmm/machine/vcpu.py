@@ -79,6 +79,7 @@ class VcpuTask:
                 with trio.CancelScope(shield=True), trio.fail_after(EXIT_DEADLINE_S):
                     while self._thread.state is not ThreadState.EXITED:
                         await self._wake()
+                self._paused.set()  # Whoever waits for it to stand has what it wanted.
 
     async def pause(self) -> None:
         """Stop the thread between two instructions and wait until it stands."""

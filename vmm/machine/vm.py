@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING
@@ -29,9 +29,7 @@ from vmm.kvm_cffi import (
     ExitRouter,
     GuestMemoryMap,
     Kvm,
-    VcpuThread,
     constants,
-    host,
 )
 from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
@@ -43,15 +41,14 @@ from vmm.machine.memory import GuestMemory
 from vmm.machine.plug import Wiring
 from vmm.machine.sections import Board
 from vmm.machine.supported import check_supported
-from vmm.machine.vcpu import VcpuTask, pause_all
+from vmm.machine.vcpus import Vcpus
 from vmm.machine.zones import zones_of
 
 if TYPE_CHECKING:
-    from vmm.config.cpus import CpusConfig
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
-    from vmm.kvm_cffi import Exit, Vcpu, Vm
-    from vmm.machine.bus import AddressSpaces, Lifecycle
+    from vmm.kvm_cffi import Exit, Vm
+    from vmm.machine.bus import Lifecycle
     from vmm.machine.chipset import Chipset
     from vmm.machine.consoles import Consoles
     from vmm.machine.disks import DiskPool
@@ -70,6 +67,7 @@ class VirtualMachine:
         memory: GuestMemory,
         chipset: Chipset,
         board: Board,
+        vcpus: Vcpus,
     ) -> None:
         self._vm = vm
         self._memory = memory
@@ -77,7 +75,7 @@ class VirtualMachine:
         self._lifecycle = board.lifecycle
         self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
         self._hotplug = Hotplug(self._devices, chipset.pci_hotplug, board.events)
-        self._vcpus: tuple[VcpuTask, ...] = ()
+        self._vcpus = vcpus
         self._clock = ClockData(0)
         self._failed = trio.Event()
         self._failure: Exception | None = None
@@ -106,12 +104,11 @@ class VirtualMachine:
 
         Raises: HostError when the clock cannot be read; the vCPUs run on then.
         """
-        await pause_all(self._vcpus)
+        await self._vcpus.pause()
         try:
             self._clock = self._vm.get_clock()
         except HostError:
-            for vcpu in self._vcpus:
-                vcpu.resume()
+            self._vcpus.resume()
             raise
         await self._devices.sleep()
 
@@ -119,8 +116,7 @@ class VirtualMachine:
         """Let the devices and the vCPUs run on, with the clock where it stood."""
         self._vm.set_clock(ClockData(self._clock.clock))
         self._devices.wake()
-        for vcpu in self._vcpus:
-            vcpu.resume()
+        self._vcpus.resume()
 
     async def add_device(self, section: str, entry: PciSlot) -> Added:
         """Add a device of a section of the configuration: see ``Hotplug.add``."""
@@ -143,8 +139,7 @@ class VirtualMachine:
 
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to every vCPU."""
-        for vcpu in self._vcpus:
-            vcpu.inject_nmi()
+        self._vcpus.inject_nmi()
 
     def end_of_interrupt(self, vector: int) -> None:
         """A level-triggered interrupt's end was signalled."""
@@ -188,25 +183,14 @@ class VirtualMachine:
                     scope.shield = True
                     await trio.sleep_forever()
 
-    async def run_vcpus(
-        self, vcpus: Sequence[VcpuTask], nursery: trio.Nursery, core_scheduling: str
-    ) -> None:
-        """Start the vCPUs' tasks, and the one that ends the machine when one of them fails.
-
-        A vCPU's thread shares a physical core with threads of its own cookie alone, and has the
-        cookie of this thread when it is made: one for all in mode Vm, a new one each in mode Vcpu.
-        """
-        self._vcpus = tuple(vcpus)
+    async def run_vcpus(self, nursery: trio.Nursery) -> None:
+        """Start the vCPUs' tasks, and the one that ends the machine when one of them fails."""
         nursery.start_soon(self._raise_failure)
-        if core_scheduling == "Vm":
-            host.create_core_scheduling_cookie()
-        for vcpu in vcpus:
-            if core_scheduling == "Vcpu":
-                host.create_core_scheduling_cookie()
-            await nursery.start(vcpu.run)
-        if core_scheduling != "Off":
-            # The loop has secrets of its own: it shares a core with no vCPU either.
-            host.create_core_scheduling_cookie()
+        await self._vcpus.start(nursery, self)
+
+    async def resize_vcpus(self, count: int) -> None:
+        """Have another number of vCPUs: see ``Vcpus.resize``."""
+        await self._vcpus.resize(count)
 
     async def _raise_failure(self) -> None:
         await self._failed.wait()
@@ -244,14 +228,15 @@ async def open_machine(
             open_chipset(vm, router, memory, areas, config, consoles, lifecycle)
         )
         entry = firmware.write(memory, config, cpus, areas)
-        vcpus = stack.enter_context(processors.create(vm, cpus, entry))
+        vcpus = stack.enter_context(
+            Vcpus(vm, cpus, entry, config.cpus, router, chipset.spaces, chipset.cpu_hotplug)
+        )
         memory_map = GuestMemoryMap((each.gpa, each.size, each.hva) for each in memory.regions)
         # One slot after those of RAM is that of PCI configuration space.
         device_memory = DeviceMemory(vm, chipset.buses, first_slot=len(memory.regions) + 1)
         sink, pool = events or EventSink(), _disk_pool(config)
         board = Board(memory, memory_map, device_memory, consoles, lifecycle, sink, pool)
-        machine = VirtualMachine(vm, memory, chipset, board)
-        tasks = list(_vcpu_tasks(stack, vcpus, router, machine, chipset.spaces, config.cpus))
+        machine = VirtualMachine(vm, memory, chipset, board, vcpus)
         async with trio.open_nursery() as nursery:
             # A device outlives the vCPUs, so that what they wrote last still goes out: whoever
             # cancels this machine, the devices are cancelled as soon as the vCPUs have ended.
@@ -259,7 +244,7 @@ async def open_machine(
             await nursery.start(machine.run_devices, config, devices)
             try:
                 async with trio.open_nursery() as running:
-                    await machine.run_vcpus(tasks, running, config.cpus.core_scheduling)
+                    await machine.run_vcpus(running)
                     yield machine
                     running.cancel_scope.cancel()
             finally:
@@ -285,21 +270,3 @@ def _set_up_irqchip(vm: Vm) -> None:
     vm.enable_cap(constants.KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
     ids = constants.KVM_X2APIC_API_USE_32BIT_IDS | constants.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
     vm.enable_cap(constants.KVM_CAP_X2APIC_API, ids)
-
-
-def _vcpu_tasks(
-    stack: ExitStack,
-    vcpus: Sequence[Vcpu],
-    router: ExitRouter,
-    machine: VirtualMachine,
-    spaces: AddressSpaces,
-    cpus: CpusConfig,
-) -> Iterator[VcpuTask]:
-    """Make the vCPUs' threads, which do not run yet, and the tasks that will run them."""
-    pinned = {entry.vcpu: tuple(entry.host_cpus) for entry in cpus.affinity or ()}
-    for index, vcpu in enumerate(vcpus):
-        host_cpus = pinned.get(index, ())
-        thread = VcpuThread(vcpu, router, name=f"vcpu{index}", host_cpus=host_cpus)
-        stack.enter_context(thread)
-        ports, mmio = spaces.ports, spaces.mmio
-        yield VcpuTask(thread, index, ports=ports, mmio=mmio, sink=machine, host_cpus=host_cpus)

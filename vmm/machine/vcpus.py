@@ -1,0 +1,194 @@
+"""The vCPUs of one machine: those of its boot, and those that come and go.
+
+Each has a task and a thread of its own. KVM never gives a vCPU up before its VM: one that the guest
+gave back has no thread any more, and is used again when it is plugged in again.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from vmm.acpi.cpu_hotplug import MOST
+from vmm.errors import ConfigError, PendingError
+from vmm.kvm_cffi import VcpuThread, constants, host
+from vmm.machine import processors
+from vmm.machine.vcpu import VcpuTask, pause_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from vmm.acpi.cpu_hotplug import CpuHotplug
+    from vmm.boot.entry import KernelEntry
+    from vmm.config.cpus import CpusConfig
+    from vmm.kvm_cffi import ExitRouter, Vcpu, Vm
+    from vmm.machine.bus import AddressSpaces
+    from vmm.machine.processors import Processors
+    from vmm.machine.vcpu import ExitSink
+
+
+class Vcpus:
+    """A context manager that makes the vCPUs of the boot and closes all there ever were.
+
+    An Ejector of the registers of CPU hot plug. Raises: HostError.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        model: Processors,
+        entry: KernelEntry,
+        config: CpusConfig,
+        router: ExitRouter,
+        spaces: AddressSpaces,
+        registers: CpuHotplug[trio.Event],
+    ) -> None:
+        self._vm = vm
+        self._model = model
+        self._entry = entry
+        self._config = config
+        self._router = router
+        self._spaces = spaces
+        self._registers = registers
+        self._pinned = {each.vcpu: tuple(each.host_cpus) for each in config.affinity or ()}
+        self._stack = ExitStack()
+        self._made: dict[int, Vcpu] = {}
+        self._tasks: dict[int, VcpuTask] = {}
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._leaving: dict[int, trio.Event] = {}
+        self._nursery: trio.Nursery | None = None
+        self._sink: ExitSink | None = None
+        self._is_paused = False
+        registers.serve(self)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.push(self)
+            for index in range(self._config.boot_vcpus):
+                self._make(index)
+            stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    async def start(self, nursery: trio.Nursery, sink: ExitSink) -> None:
+        """Start the vCPUs of the boot in ``nursery``; ``sink`` hears what concerns the whole VM.
+
+        A vCPU's thread shares a physical core with threads of its own cookie alone, and has the
+        cookie of this thread when it is made: one for all in mode Vm, a new one each in mode Vcpu.
+        """
+        self._nursery, self._sink = nursery, sink
+        mode = self._config.core_scheduling
+        if mode == "Vm":
+            host.create_core_scheduling_cookie()
+        for index in range(self._config.boot_vcpus):
+            if mode == "Vcpu":
+                host.create_core_scheduling_cookie()
+            await self._run(index)
+        if mode != "Off":
+            # The loop has secrets of its own: it shares a core with no vCPU either.
+            host.create_core_scheduling_cookie()
+
+    async def pause(self) -> None:
+        """Stop every vCPU; one that comes meanwhile stands from the beginning."""
+        self._is_paused = True
+        await pause_all(tuple(self._tasks.values()))
+
+    def resume(self) -> None:
+        """Let every vCPU run on."""
+        self._is_paused = False
+        for task in self._tasks.values():
+            task.resume()
+
+    def inject_nmi(self) -> None:
+        """Send a non-maskable interrupt to every vCPU."""
+        for task in self._tasks.values():
+            task.inject_nmi()
+
+    async def resize(self, count: int) -> None:
+        """Have another number of vCPUs: more come at once, fewer as soon as the guest lets go.
+
+        Raises: ConfigError (caller) for more than there may be; PendingError when the guest has
+        not given back what it was asked for; HostError.
+        """
+        present = len(self._tasks)
+        if self._registers.wanted_back or self._leaving:
+            raise PendingError(
+                f"The guest has not given back vCPUs {sorted(self._registers.wanted_back)} yet; "
+                "wait until it has"
+            )
+        if count != present and self._config.max_vcpus > MOST:
+            raise ConfigError(
+                f"A VM that may have {self._config.max_vcpus} vCPUs (cpus.max_vcpus, --cpus max=…) "
+                f"keeps those of its boot; use at most {MOST} to have them come and go"
+            )
+        if count > present:
+            await self._plug(range(present, count))
+            self._registers.announce(range(present, count))
+        elif count < present:
+            self._registers.ask_back(range(count, present))
+
+    def eject_cpu(self, index: int) -> trio.Event:
+        """Stop a vCPU that the guest has let go of; the event is set when its thread has ended."""
+        gone = self._leaving[index] = trio.Event()
+        self._scopes[index].cancel()
+        return gone
+
+    async def _plug(self, indices: Iterable[int]) -> None:
+        """Start vCPUs that wait for the guest to start them; all of them, or none."""
+        started: list[int] = []
+        try:
+            for index in indices:
+                if index in self._made:
+                    # Whatever it did last: now it waits for INIT and SIPI, as a new one does.
+                    self._made[index].set_mp_state(constants.KVM_MP_STATE_UNINITIALIZED)
+                else:
+                    self._make(index)
+                # It has a cookie of its own in mode Vm as well: that of the others is out of reach.
+                await self._run(index, has_own_cookie=self._config.core_scheduling != "Off")
+                started.append(index)
+        except BaseException:
+            for index in started:
+                self.eject_cpu(index)
+            raise
+
+    def _make(self, index: int) -> None:
+        vcpu = processors.create(self._vm, self._model, index, self._entry)
+        self._made[index] = self._stack.enter_context(vcpu)
+
+    async def _run(self, index: int, *, has_own_cookie: bool = False) -> None:
+        assert self._nursery is not None, "vCPUs run while the machine does"
+        if has_own_cookie:
+            host.create_core_scheduling_cookie()
+        await self._nursery.start(self._live, index)
+        if has_own_cookie:
+            host.create_core_scheduling_cookie()
+
+    async def _live(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
+        """Be one vCPU, until its machine ends or the guest has given it back."""
+        assert self._sink is not None, "vCPUs run while the machine does"
+        host_cpus = self._pinned.get(index, ())
+        thread = VcpuThread(
+            self._made[index], self._router, name=f"vcpu{index}", host_cpus=host_cpus
+        )
+        ports, mmio = self._spaces.ports, self._spaces.mmio
+        task = VcpuTask(thread, index, ports=ports, mmio=mmio, sink=self._sink, host_cpus=host_cpus)
+        if self._is_paused:
+            thread.request_pause()
+        with trio.CancelScope() as scope:
+            self._tasks[index], self._scopes[index] = task, scope
+            try:
+                await task.run(task_status=task_status)
+            finally:
+                del self._tasks[index], self._scopes[index]
+                if index in self._leaving:
+                    self._leaving.pop(index).set()
