@@ -78,6 +78,9 @@ class FakeMachine:
             raise self.remove_error
         return id.removeprefix("_virtio-pci-")
 
+    async def resize_vcpus(self, count: int) -> None:
+        self.calls.append(f"resize to {count} vCPUs")
+
     def resize_disk(self, name: str, size: int) -> None:
         self.calls.append(f"resize {name} to {size}")
 

@@ -13,6 +13,7 @@ from vmm.api.paths import ROUTES
 from vmm.api.routes import Route
 from vmm.config.info import PciDeviceInfo
 from vmm.config.pci import PciSlot
+from vmm.config.requests import VmResize
 from vmm.config.vm import VmConfig
 from vmm.errors import (
     ConfigError,
@@ -23,6 +24,7 @@ from vmm.errors import (
     NotCreatedError,
     NotFoundError,
     PeerError,
+    PendingError,
     StateError,
     UnsupportedError,
     VmmError,
@@ -44,7 +46,6 @@ COMMANDS: dict[str, Command] = {
     "/vmm.shutdown": commands.ShutdownVmm(),
 }
 DOCUMENTED_AND_ABSENT = {
-    "/vm.resize",
     "/vm.resize-zone",
     "/vm.snapshot",
     "/vm.restore",
@@ -61,6 +62,7 @@ STATUSES = {
     NotCreatedError: 404,
     NotFoundError: 404,
     StateError: 405,
+    PendingError: 429,
 }
 DECLARED = [
     pytest.param(route, kind, id=f"{route.path}-{kind.__name__}")
@@ -91,6 +93,7 @@ BODIES = {
     "/vm.create": CONFIG,
     "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}',
     "/vm.remove-device": b'{"id": "data"}',
+    "/vm.resize": b'{"desired_vcpus": 2}',
     **{path: json.dumps(body).encode() for path, (_, body) in ADDED.items()},
 }
 
@@ -144,6 +147,15 @@ async def test_added_device_goes_to_its_section_and_answers_with_its_place(
     assert model is not None
     assert issubclass(model, PciSlot)
     assert owner.commands == [commands.AddDevice(section, model.model_validate(body))] * 2
+
+
+async def test_resize_gives_its_sizes_to_the_owner(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        answer = await api.ask("PUT", "/vm.resize", BODIES["/vm.resize"])
+
+    assert answer.status_code == 204
+    assert owner.commands == [commands.Resize(VmResize(desired_vcpus=2))]
 
 
 async def test_remove_device_gives_its_name_to_the_owner(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from vmm.config.requests import (
     RestoreConfig,
     SendMigrationData,
     VmCoredumpData,
-    VmResize,
     VmResizeZone,
     VmSnapshotConfig,
 )
@@ -29,7 +28,6 @@ def _absent(path: str, model: type[ConfigModel], action: str) -> Route:
 
 
 ROUTES = (
-    _absent("/vm.resize", VmResize, "The VM could not be resized"),
     _absent("/vm.resize-zone", VmResizeZone, "The memory zone could not be resized"),
     _absent("/vm.snapshot", VmSnapshotConfig, "The VM could not be snapshotted"),
     _absent("/vm.coredump", VmCoredumpData, "The VM could not be coredumped"),

@@ -1,4 +1,4 @@
-"""Requests that change the devices of a VM."""
+"""Requests that change what a VM has: devices, and how much of them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from vmm.config.info import PciDeviceInfo
 from vmm.config.net import NetConfig
 from vmm.config.pci import PciSlot
 from vmm.config.pmem import PmemConfig
-from vmm.config.requests import VmRemoveDevice, VmResizeDisk
+from vmm.config.requests import VmRemoveDevice, VmResize, VmResizeDisk
 from vmm.config.vsock import VsockConfig
 from vmm.errors import (
     DuplicateError,
     NotCreatedError,
     NotFoundError,
+    PendingError,
     StateError,
     UnsupportedError,
 )
-from vmm.machine.commands import AddDevice, RemoveDevice, ResizeDisk
+from vmm.machine.commands import AddDevice, RemoveDevice, Resize, ResizeDisk
 
 ADDED: tuple[tuple[str, str, type[PciSlot], str], ...] = (
     ("device", "devices", DeviceConfig, "device"),
@@ -81,6 +82,20 @@ async def remove_device(service: Service, removed: VmRemoveDevice) -> None:
 
 
 @put_model(
+    "/vm.resize",
+    VmResize,
+    "The VM could not be resized",
+    UnsupportedError,
+    NotCreatedError,
+    PendingError,
+    StateError,
+)
+async def resize(service: Service, sizes: VmResize) -> None:
+    """Give the VM more vCPUs, or ask its guest to give some back."""
+    await service.owner.submit(Resize(sizes))
+
+
+@put_model(
     "/vm.resize-disk",
     VmResizeDisk,
     "The disk could not be resized",
@@ -88,9 +103,9 @@ async def remove_device(service: Service, removed: VmRemoveDevice) -> None:
     NotFoundError,
     StateError,
 )
-async def resize_disk(service: Service, resize: VmResizeDisk) -> None:
+async def resize_disk(service: Service, disk: VmResizeDisk) -> None:
     """Give a disk another size; the guest hears of it at once."""
-    await service.owner.submit(ResizeDisk(resize.id, resize.desired_size))
+    await service.owner.submit(ResizeDisk(disk.id, disk.desired_size))
 
 
-ROUTES = (*(_add(*each) for each in ADDED), add_net, remove_device, resize_disk)
+ROUTES = (*(_add(*each) for each in ADDED), add_net, remove_device, resize, resize_disk)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
+    from vmm.config.requests import VmResize
     from vmm.config.vm import VmConfig
 
 
@@ -113,6 +114,16 @@ class RemoveDevice(Command):
 
     def __init__(self, id: str) -> None:
         self.id = id
+
+
+class Resize(Command):
+    """Give the VM other amounts of what it has."""
+
+    __slots__ = ("sizes",)
+    __match_args__ = ("sizes",)
+
+    def __init__(self, sizes: VmResize) -> None:
+        self.sizes = sizes
 
 
 class ResizeDisk(Command):

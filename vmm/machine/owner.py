@@ -14,11 +14,10 @@ wait their turn.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -27,17 +26,16 @@ from vmm.errors import InternalError, NotCreatedError, NotFoundError, StateError
 from vmm.machine import commands
 from vmm.machine.commands import Command
 from vmm.machine.descriptors import KeptDescriptors
-from vmm.machine.hotplug import extended
+from vmm.machine.hotplug import extended, resized
 from vmm.machine.mailbox import Guest, Letter, Request, Wish
 from vmm.machine.scope import Scope, enter
 
 if TYPE_CHECKING:
     from vmm.config.info import PciDeviceInfo, VmInfo
-    from vmm.config.pci import PciSlot
+    from vmm.config.requests import VmResize
     from vmm.config.vm import VmConfig
-    from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
-    from vmm.machine.hotplug import Added
+    from vmm.machine.interface import Events, Machine, OpenConsoles, OpenMachine
 
 logger = logging.getLogger(__name__)
 
@@ -48,35 +46,6 @@ class State(Enum):
     CREATED = "Created"
     RUNNING = "Running"
     PAUSED = "Paused"
-
-
-class Events(Protocol):
-    """Who is told of what happened."""
-
-    def emit(self, source: str, event: str) -> None: ...
-
-
-class Machine(Protocol):
-    """A built VM, as its owner drives it."""
-
-    @property
-    def memory_actual_size(self) -> int: ...
-    @property
-    def device_tree(self) -> dict[str, dict[str, object]]: ...
-    @property
-    def counters(self) -> dict[str, dict[str, int]]: ...
-    def described_in(self, config: VmConfig) -> VmConfig: ...
-    async def pause(self) -> None: ...
-    async def resume(self) -> None: ...
-    async def add_device(self, section: str, entry: PciSlot) -> Added: ...
-    def remove_device(self, id: str) -> str: ...
-    def resize_disk(self, name: str, size: int) -> None: ...
-    def press_power_button(self) -> None: ...
-    def inject_nmi(self) -> None: ...
-
-
-OpenConsoles = Callable[["VmConfig"], AbstractAsyncContextManager["Consoles"]]
-OpenMachine = Callable[["VmConfig", "Consoles", "Lifecycle"], AbstractAsyncContextManager[Machine]]
 
 
 class VmOwner:
@@ -220,6 +189,8 @@ class VmOwner:
                 return await self._add_device(command)
             case commands.RemoveDevice(id):
                 self._remove_device(id)
+            case commands.Resize(sizes):
+                await self._resize(sizes)
             case commands.ResizeDisk(id, size):
                 self._needed_machine().value.resize_disk(id, size)
             case commands.PowerButton():
@@ -324,6 +295,15 @@ class VmOwner:
         self._store(without_device(config, id))
         if self._config is config:
             raise NotFoundError(f'No device with id "{id}" to remove; vm.info lists what there is')
+
+    async def _resize(self, sizes: VmResize) -> None:
+        changed = resized(self._stored_config(), sizes)
+        self._events.emit("vm", "resizing")
+        if self._machine is not None and sizes.desired_vcpus is not None:
+            resize = partial(self._machine.value.resize_vcpus, changed.cpus.boot_vcpus)
+            await self._machine.during(resize)
+        self._store(changed)
+        self._events.emit("vm", "resized")
 
     async def _stop(self) -> None:
         await self._leave_machine()

@@ -82,12 +82,12 @@ class VcpuTask:
                 self._paused.set()  # Whoever waits for it to stand has what it wanted.
 
     async def pause(self) -> None:
-        """Stop the thread between two instructions and wait until it stands."""
+        """Stop the thread between two instructions and wait until it stands, or has ended."""
         self._paused = trio.Event()
         self._thread.request_pause()
         # A thread that stands already, after a lifecycle exit or because it was resumed only a
         # moment ago, stays as it is and announces nothing.
-        if self._thread.state is not ThreadState.PAUSED:
+        if self._thread.state not in (ThreadState.PAUSED, ThreadState.EXITED):
             await self._paused.wait()
 
     def resume(self) -> None:

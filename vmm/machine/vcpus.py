@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from vmm.acpi.cpu_hotplug import MOST
-from vmm.errors import ConfigError, PendingError
+from vmm.errors import ConfigError, PendingError, StateError
 from vmm.kvm_cffi import VcpuThread, constants, host
 from vmm.machine import processors
 from vmm.machine.vcpu import VcpuTask, pause_all
@@ -166,7 +166,8 @@ class Vcpus:
         self._made[index] = self._stack.enter_context(vcpu)
 
     async def _run(self, index: int, *, has_own_cookie: bool = False) -> None:
-        assert self._nursery is not None, "vCPUs run while the machine does"
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            raise StateError("VM is not running")
         if has_own_cookie:
             host.create_core_scheduling_cookie()
         await self._nursery.start(self._live, index)
