@@ -240,6 +240,11 @@ def test_dsdt_disassembled_names_what_the_guest_needs(tmp_path: Path) -> None:
         r"DVNT (\_SB.PHPR.PCIU, One) DVNT (\_SB.PHPR.PCID, 0x03) Release (\_SB.PHPR.BLCK)"
     )
     assert scanned in words
+    assert r"If ((Local0 & One)) { \_SB.CPUS.CSCN () }" in words
+    assert r"If ((Arg0 == 0x03)) { Notify (C003, Arg1) }" in words
+    noticed = r"If (\_SB.PRES.CRMV) { CTFY (Local0, 0x03) \_SB.PRES.CRMV = One }"
+    assert noticed in words
+    assert words.count("Method (_EJ0, 1, NotSerialized)") == 31 + 32 + 3
     assert r"Method (PCEJ, 1, NotSerialized) { \_SB.PHPR.PCEJ (Arg0, 0x0A) }" in words
     for expected in (
         "Device (PC00)",
@@ -249,6 +254,9 @@ def test_dsdt_disassembled_names_what_the_guest_needs(tmp_path: Path) -> None:
         "Device (COM1)",
         "Device (PWRB)",
         "Device (PHPR)",
+        "Device (CPUS)",
+        "Device (C003)",
+        "OperationRegion (PRST, SystemMemory, 0x00003FFFFFFEE000, 0x0C)",
         r"\_SB.PC0A.PCNT ()",
         "OperationRegion (PCST, SystemMemory, 0x00003FFFFFFEF000, 0x10)",
         "Device (GEC)",
