@@ -19,9 +19,23 @@ from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import DEADLINE_S, Owned, Wishes, configure, owned
 from tests.kvm.guests.programs import SERIAL_PORT, say
 from vmm.cli import Invocation
+from vmm.config.disk import DiskConfig, ImageType
+from vmm.config.requests import VmResize
 from vmm.config.vm import VmConfig
 from vmm.loop import run_vmm
-from vmm.machine.commands import Boot, Create, Delete, Nmi, Pause, PowerButton, Reboot, Resume
+from vmm.machine.commands import (
+    AddDevice,
+    Boot,
+    Create,
+    Delete,
+    Nmi,
+    Pause,
+    PowerButton,
+    Reboot,
+    RemoveDevice,
+    Resize,
+    Resume,
+)
 from vmm.machine.consoles import open_consoles
 from vmm.machine.vm import open_machine
 from vmm.testing.api import ApiConnection
@@ -160,8 +174,16 @@ async def test_cancel_while_the_guest_runs_leaves_nothing(
 async def test_cancel_at_each_step_of_every_command_leaves_nothing(
     tmp_path: Path, place: Place
 ) -> None:
-    config = place.config(write_kernel(tmp_path, programs.ASK_THE_LOOP), cpus=TWO_CPUS)
-    commands = (Pause(), Nmi(), Resume(), PowerButton(), Reboot(), Pause(), Delete())
+    cpus = {"boot_vcpus": 2, "max_vcpus": 3}
+    config = place.config(write_kernel(tmp_path, programs.ASK_THE_LOOP), cpus=cpus)
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(1 << 20))
+    disk = DiskConfig(path=str(image), image_type=ImageType.RAW, id="data")
+    commands = (
+        *(Pause(), Nmi(), Resume(), PowerButton()),
+        *(AddDevice("disks", disk), Resize(VmResize(desired_vcpus=3)), RemoveDevice("data")),
+        *(Reboot(), Pause(), Delete()),
+    )
     before = holdings()
 
     for step in range(STEPS_AT_MOST):

@@ -145,6 +145,8 @@ class Vcpus:
 
     async def _plug(self, indices: Iterable[int]) -> None:
         """Start vCPUs that wait for the guest to start them; all of them, or none."""
+        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
+            raise StateError("VM is not running")
         started: list[int] = []
         try:
             for index in indices:
@@ -166,8 +168,7 @@ class Vcpus:
         self._made[index] = self._stack.enter_context(vcpu)
 
     async def _run(self, index: int, *, has_own_cookie: bool = False) -> None:
-        if self._nursery is None or self._nursery.cancel_scope.cancel_called:
-            raise StateError("VM is not running")
+        assert self._nursery is not None, "vCPUs run while the machine does"
         if has_own_cookie:
             host.create_core_scheduling_cookie()
         await self._nursery.start(self._live, index)
