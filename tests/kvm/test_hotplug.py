@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +22,7 @@ from vmm.config.net import NetConfig
 from vmm.config.pci import PciSlot
 from vmm.config.pmem import PmemConfig
 from vmm.config.vm import VmConfig
+from vmm.config.vsock import VsockConfig
 from vmm.errors import ConfigError, DuplicateError, HostError, NotFoundError
 from vmm.machine.commands import (
     AddDevice,
@@ -64,6 +67,13 @@ def disk(tmp_path: Path) -> DiskConfig:
     return DiskConfig(path=str(path), image_type=ImageType.RAW)
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory whose path is short enough for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="vmm-") as directory:
+        yield Path(directory)
+
+
 def serving(tmp_path: Path, source: str, **sections: object) -> VmConfig:
     """A VM around a guest that reaches the registers."""
     return configure(write_kernel(tmp_path, source), cpus=CPUS, **sections)
@@ -95,7 +105,7 @@ def tree(held: Owned) -> set[str]:
 
 @pytest.mark.usefixtures("namespace")
 async def test_devices_added_and_removed_200_times_in_the_same_slots_leave_nothing(
-    tmp_path: Path, disk: DiskConfig
+    tmp_path: Path, place: Path, disk: DiskConfig
 ) -> None:
     pmem = tmp_path / "pmem"
     pmem.write_bytes(bytes(2 * MIB))
@@ -103,13 +113,14 @@ async def test_devices_added_and_removed_200_times_in_the_same_slots_leave_nothi
         ("disks", disk),
         ("net", NetConfig()),
         ("pmem", PmemConfig(file=str(pmem))),
+        ("vsock", VsockConfig(cid=3, socket=str(place / "vsock.sock"))),
     )
     async with owned(serving(tmp_path, hotplug.eject_for_ever())) as held:
         untouched = tree(held)
 
         async def cycle() -> None:
             places = [await add(held, *each) for each in devices]
-            assert [bdf for _, bdf in places] == [f"0000:00:0{slot}.0" for slot in (2, 3, 4)]
+            assert [bdf for _, bdf in places] == [f"0000:00:0{slot}.0" for slot in (2, 3, 4, 5)]
             for id, _ in places:
                 await give_back(held, id)
             assert tree(held) == untouched
@@ -125,7 +136,22 @@ async def test_devices_added_and_removed_200_times_in_the_same_slots_leave_nothi
         check_nothing_left(before)
         assert len(gc.get_objects()) - objects < OBJECTS_A_CYCLE * CYCLES
         config = held.owner.info().config
-        assert (config.disks, config.net, config.pmem) == (None, None, None)
+        assert (config.disks, config.net, config.pmem, config.vsock) == (None,) * 4
+        assert os.listdir(place) == []
+
+
+async def test_second_vsock_is_refused_until_the_first_is_removed(
+    tmp_path: Path, place: Path
+) -> None:
+    vsock = VsockConfig(cid=3, socket=str(place / "vsock.sock"))
+    async with owned(serving(tmp_path, hotplug.eject_for_ever())) as held:
+        id, _ = await add(held, "vsock", vsock)
+        with pytest.raises(ConfigError, match="Too many virtio-vsock devices"):
+            await held.do(AddDevice("vsock", vsock))
+
+        await give_back(held, id)
+
+        assert (await add(held, "vsock", vsock))[1] == "0000:00:02.0"
 
 
 async def test_slot_of_another_segment_can_be_emptied_and_filled_at_once(
