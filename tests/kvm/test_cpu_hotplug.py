@@ -14,7 +14,7 @@ from tests.kvm.guests.machines import Running, configure, owned, running
 from vmm.acpi.cpu_hotplug import MOST, Status
 from vmm.boot import layout
 from vmm.config.requests import VmResize
-from vmm.errors import ConfigError, NotCreatedError, PendingError, UnsupportedError
+from vmm.errors import ConfigError, NotCreatedError, PendingError
 from vmm.kvm_cffi import VcpuThread
 from vmm.machine.chipset import CPU_HOTPLUG_PAGE
 from vmm.machine.commands import Boot, Create, Pause, Reboot, Resize, Resume
@@ -122,19 +122,11 @@ async def test_resize_waits_for_what_the_guest_has_not_given_back(tmp_path: Path
         assert held.events.names.count("resized") == 2
 
 
-@pytest.mark.parametrize(
-    ("sizes", "kind", "text"),
-    [
-        (VmResize(desired_vcpus=3), ConfigError, "max_vcpus"),
-        (VmResize(desired_ram=1 << 30), UnsupportedError, "desired_ram"),
-        (VmResize(desired_vcpus=2, desired_balloon=0), UnsupportedError, "desired_balloon"),
-    ],
-    ids=["too many", "memory", "balloon"],
-)
 @pytest.mark.parametrize("is_running", [False, True], ids=["created", "running"])
-async def test_sizes_that_cannot_be_are_refused_and_change_nothing(
-    sizes: VmResize, kind: type[Exception], text: str, is_running: bool, tmp_path: Path
+async def test_more_vcpus_than_there_may_be_are_refused_and_change_nothing(
+    is_running: bool, tmp_path: Path
 ) -> None:
+    sizes = VmResize(desired_vcpus=3)
     config = configure(write_kernel(tmp_path, programs.HALT), cpus=TWO)
     async with owned(config if is_running else None) as held:
         if not is_running:
@@ -142,7 +134,7 @@ async def test_sizes_that_cannot_be_are_refused_and_change_nothing(
                 await held.do(Resize(sizes))
             await held.do(Create(config))
 
-        with pytest.raises(kind, match=text):
+        with pytest.raises(ConfigError, match="max_vcpus"):
             await held.do(Resize(sizes))
 
         assert held.owner.info().config.cpus.boot_vcpus == 1

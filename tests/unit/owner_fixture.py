@@ -35,6 +35,7 @@ class FakeMachine:
     """A machine whose inside is a nursery with one task that may be told to fail."""
 
     memory_actual_size = 512 << 20
+    ram_size = 512 << 20
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self.lifecycle = lifecycle
@@ -71,6 +72,14 @@ class FakeMachine:
         if self.add_hangs:
             await trio.sleep_forever()
         return Added(entry.model_copy(update={"id": entry.id or "_disk7"}), Bdf(1, 0, 5, 0))
+
+    async def grow_ram(self, size: int) -> None:
+        self.calls.append(f"grow by {size}")
+        if self.add_error is not None:
+            raise self.add_error
+
+    def resize_balloon(self, size: int) -> None:
+        self.calls.append(f"balloon of {size}")
 
     def remove_device(self, id: str) -> str:
         self.calls.append(f"remove {id}")

@@ -61,8 +61,8 @@ STATUSES = {
     UnsupportedError: 501,
     NotCreatedError: 404,
     NotFoundError: 404,
-    StateError: 405,
     PendingError: 429,
+    StateError: 405,
 }
 DECLARED = [
     pytest.param(route, kind, id=f"{route.path}-{kind.__name__}")
@@ -91,9 +91,9 @@ ADDED: dict[str, tuple[str, dict[str, object]]] = {
 """Of each request that adds a device: the section, and a body."""
 BODIES = {
     "/vm.create": CONFIG,
+    "/vm.resize": b'{"desired_vcpus": 2, "desired_ram": 1073741824, "desired_balloon": 0}',
     "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}',
     "/vm.remove-device": b'{"id": "data"}',
-    "/vm.resize": b'{"desired_vcpus": 2}',
     **{path: json.dumps(body).encode() for path, (_, body) in ADDED.items()},
 }
 
@@ -130,6 +130,19 @@ async def test_resize_disk_gives_name_and_size_to_the_owner(tmp_path: Path) -> N
     assert owner.commands == [commands.ResizeDisk("root", 1 << 20)]
 
 
+async def test_resize_asks_for_each_amount_that_is_given(tmp_path: Path) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api:
+        whole = await api.ask("PUT", "/vm.resize", BODIES["/vm.resize"])
+        part = await api.ask("PUT", "/vm.resize", b'{"desired_ram": 4096}')
+
+    assert (whole.status_code, part.status_code) == (204, 204)
+    assert owner.commands == [
+        commands.Resize(VmResize(desired_vcpus=2, desired_ram=1 << 30, desired_balloon=0)),
+        commands.Resize(VmResize(desired_ram=4096)),
+    ]
+
+
 @pytest.mark.parametrize("path", ADDED)
 async def test_added_device_goes_to_its_section_and_answers_with_its_place(
     path: str, tmp_path: Path
@@ -147,15 +160,6 @@ async def test_added_device_goes_to_its_section_and_answers_with_its_place(
     assert model is not None
     assert issubclass(model, PciSlot)
     assert owner.commands == [commands.AddDevice(section, model.model_validate(body))] * 2
-
-
-async def test_resize_gives_its_sizes_to_the_owner(tmp_path: Path) -> None:
-    owner = FakeOwner()
-    async with serving(owner, tmp_path) as api:
-        answer = await api.ask("PUT", "/vm.resize", BODIES["/vm.resize"])
-
-    assert answer.status_code == 204
-    assert owner.commands == [commands.Resize(VmResize(desired_vcpus=2))]
 
 
 async def test_remove_device_gives_its_name_to_the_owner(tmp_path: Path) -> None:

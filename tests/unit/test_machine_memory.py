@@ -6,6 +6,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,8 @@ def test_discard_of_less_than_a_huge_page_keeps_it() -> None:
     with GuestMemory.open([Zone("ram", 4 * MIB)], [RamRange(0, 4 * MIB)]) as small:
         # Not mapped with huge pages, which a host need not have: only the zone's word counts here.
         huge = Zone("huge", 4 * MIB, file="/dev/hugepages/ram", hugepages=True)
-        memory = GuestMemory([region._replace(zone=huge) for region in small.regions])
+        regions = [region._replace(zone=huge) for region in small.regions]
+        memory = GuestMemory(regions, ExitStack())
         memory.write(0, b"x" * 4 * MIB)
 
         memory.discard(4096, 2 * MIB)

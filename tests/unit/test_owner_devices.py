@@ -11,9 +11,11 @@ from tests.unit.owner_fixture import CONFIG, Bench, running
 from vmm.config.device import VdpaConfig
 from vmm.config.disk import DiskConfig
 from vmm.config.net import NetConfig
+from vmm.config.requests import VmResize
 from vmm.errors import (
     DuplicateError,
     HostError,
+    NotCreatedError,
     NotFoundError,
     StateError,
     UnsupportedError,
@@ -27,6 +29,7 @@ from vmm.machine.commands import (
     Delete,
     Reboot,
     RemoveDevice,
+    Resize,
     Shutdown,
     ShutdownVmm,
 )
@@ -217,3 +220,32 @@ async def test_descriptor_of_a_command_behind_the_end_is_closed(pipe: Pipe) -> N
             await bench.do(pipe.added())
 
         assert pipe.is_closed
+
+
+async def test_resize_of_a_running_vm_is_stored_and_told_by_two_events() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+
+        await bench.do(Resize(VmResize(desired_ram=1 << 30)))
+
+        assert bench.owner.info().config.memory.size == 1 << 30
+        assert bench.machine.calls == [f"grow by {512 << 20}"]
+        assert bench.events.names[-2:] == ["resizing", "resized"]
+
+
+async def test_resize_that_fails_changes_nothing_and_has_no_second_event() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        bench.machine.add_error = HostError("mmap", 12)
+
+        with pytest.raises(HostError):
+            await bench.do(Resize(VmResize(desired_ram=1 << 30)))
+
+        assert bench.owner.info().config.memory.size == CONFIG.memory.size
+        assert bench.events.names[-1] == "resizing"
+
+
+async def test_resize_without_a_vm_is_refused() -> None:
+    async with running() as bench:
+        with pytest.raises(NotCreatedError):
+            await bench.do(Resize(VmResize(desired_ram=1 << 30)))

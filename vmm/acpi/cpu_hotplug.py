@@ -19,10 +19,10 @@ from typing import Generic, Protocol, TypeVar
 
 from vmm.acpi import aml
 from vmm.acpi import resources as res
-from vmm.acpi.ged import AcpiNotification
+from vmm.acpi.ged import AcpiNotification, Notifier
 from vmm.acpi.machine import Machine
 from vmm.acpi.madt import ENABLED, x2apic
-from vmm.acpi.pci_hotplug import DEVICE_CHECK, EJECT_REQUEST, PRESENT_AND_WORKING, Notifier
+from vmm.acpi.pci_hotplug import DEVICE_CHECK, EJECT_REQUEST, PRESENT_AND_WORKING
 
 REGISTERS_SIZE = 0xC
 MOST = 512

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from vmm.acpi import aml, cpu_hotplug, pci_hotplug
+from vmm.acpi import aml, cpu_hotplug, memory_hotplug, pci_hotplug
 from vmm.acpi import resources as res
 from vmm.acpi.ged import REGISTER_SIZE, AcpiNotification
 from vmm.acpi.machine import COM1_IRQ, Machine
@@ -34,6 +34,7 @@ def _objects(machine: Machine) -> Iterator[bytes]:
         system_bus.append(_serial_port())
     system_bus += [pci_hotplug.hotplug_controller(machine), _power_button()]
     system_bus += cpu_hotplug.cpu_devices(machine)
+    system_bus.append(memory_hotplug.hotplug_controller(machine))
     system_bus += _event_devices(machine, _reactions())
     yield aml.scope(r"\_SB", *system_bus)
     yield aml.name(r"\_S5", aml.package(_S5_SLEEP_TYPE, _S5_SLEEP_TYPE, 0, 0))
@@ -43,6 +44,7 @@ def _reactions() -> Mapping[AcpiNotification, bytes]:
     pressed = aml.notify(aml.path(r"\_SB.PWRB"), _BUTTON_PRESSED)
     return {
         AcpiNotification.CPU: cpu_hotplug.scan(),
+        AcpiNotification.MEMORY: memory_hotplug.scan(),
         AcpiNotification.PCI: pci_hotplug.scan(),
         AcpiNotification.POWER_BUTTON: pressed,
     }

@@ -27,6 +27,12 @@ class EdgeInterrupt(Protocol):
         """Send one edge."""
 
 
+class Notifier(Protocol):
+    """The device, as those that have something to tell see it."""
+
+    def notify(self, notification: AcpiNotification) -> None: ...
+
+
 class GeneralEventDevice:
     """One byte of pending notifications that a read takes away."""
 

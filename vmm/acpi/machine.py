@@ -48,8 +48,9 @@ class Machine(NamedTuple):
 
     ``apic_ids`` has one entry a possible vCPU, by index; the first ``boot_vcpus`` are there at
     start. ``ged_address`` is where the event register is, ``pci_hotplug_address`` and
-    ``cpu_hotplug_address`` where those of hot plug are. ``has_pm1_blocks`` advertises the PM1
-    registers that Hyper-V asks for, though nothing answers there.
+    ``cpu_hotplug_address`` where those of hot plug are, ``memory_hotplug_address`` where those for
+    memory are, if any may come. ``has_pm1_blocks`` advertises the PM1 registers that Hyper-V asks
+    for, though nothing answers there.
     """
 
     apic_ids: tuple[int, ...]
@@ -58,6 +59,7 @@ class Machine(NamedTuple):
     ged_address: int
     pci_hotplug_address: int
     cpu_hotplug_address: int
+    memory_hotplug_address: int | None = None
     ged_irq: int = GED_IRQ
     has_serial: bool = True
     has_pm1_blocks: bool = False

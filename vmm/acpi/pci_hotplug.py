@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 from vmm.acpi import aml
 from vmm.acpi import resources as res
-from vmm.acpi.ged import AcpiNotification
+from vmm.acpi.ged import AcpiNotification, Notifier
 from vmm.acpi.machine import Machine, PciSegment
 
 SLOTS = 32
@@ -41,12 +41,6 @@ class Register(IntEnum):
     PCID = 0x4
     B0EJ = 0x8
     PSEG = 0xC
-
-
-class Notifier(Protocol):
-    """The generic event device."""
-
-    def notify(self, notification: AcpiNotification) -> None: ...
 
 
 class Ejector(Protocol[Effect_co]):

@@ -14,6 +14,7 @@ _END_TAG = b"\x79\x00"  # a checksum of 0 says that there is none
 _MEMORY, _IO, _BUS = 0, 1, 2
 _FIXED = 0x0C  # a producer whose first and last address cannot move
 _READ_WRITE = 0x01
+_CACHEABLE = 1 << 1
 _ENTIRE_RANGE = 0x03
 
 
@@ -56,6 +57,11 @@ def dword_memory(first: int, last: int) -> bytes:
 def qword_memory(first: int, last: int) -> bytes:
     """Describe uncached memory anywhere that a bridge passes on."""
     return _address_space("Q", 0x8A, _MEMORY, _READ_WRITE, first, last)
+
+
+def qword_ram(first: int, last: int) -> bytes:
+    """Describe cached memory anywhere that the device itself is."""
+    return _address_space("Q", 0x8A, _MEMORY, _CACHEABLE | _READ_WRITE, first, last)
 
 
 def _address_space(width: str, tag: int, kind: int, flags: int, first: int, last: int) -> bytes:

@@ -91,7 +91,7 @@ async def remove_device(service: Service, removed: VmRemoveDevice) -> None:
     StateError,
 )
 async def resize(service: Service, sizes: VmResize) -> None:
-    """Give the VM more vCPUs, or ask its guest to give some back."""
+    """Give the VM another amount of vCPUs, RAM and balloon."""
     await service.owner.submit(Resize(sizes))
 
 

@@ -102,18 +102,19 @@ def ram_ranges(size: int) -> list[RamRange]:
 
 
 class DeviceAreas(NamedTuple):
-    """Where a machine's devices may live, for its amount of RAM and width of addresses."""
+    """Where a machine's devices may live, for its amount of RAM and width of addresses.
+
+    ``hotplug`` is where memory that is plugged in later goes, None where none may come.
+    """
 
     mmio32: Area
     ecam: Area
     mmio64: Area
     platform: Area
+    hotplug: Area | None = None
 
     def platform_page(self, index: int) -> int:
-        """The address of the platform's n-th page of registers; they are dealt from the top down.
-
-        The order is: memory hot-plug (only where configured), PCI hot-plug, CPU hot-plug, GED.
-        """
+        """The address of the platform's n-th page of registers, counted from the top down."""
         return self.platform.end - (index + 1) * PAGE
 
 
@@ -126,7 +127,9 @@ def device_areas(ram_size: int, phys_bits: int, hotplug_size: int | None = None)
     """
     top = (1 << phys_bits) - UNUSED_TOP
     platform = Area(top - PLATFORM_SIZE, PLATFORM_SIZE)
-    start = _end_of_memory(ram_size, hotplug_size)
+    ram_end = ram_ranges(ram_size)[-1].end
+    hotplug = None if hotplug_size is None else _hotplug_area(ram_end, hotplug_size)
+    start = max(ram_end if hotplug is None else hotplug.end, RAM_ABOVE_HOLE)
     if start >= platform.base:
         raise ConfigError(
             f"Memory of {ram_size // MIB} MiB with {(hotplug_size or 0) // MIB} MiB for hot-plug "
@@ -139,16 +142,13 @@ def device_areas(ram_size: int, phys_bits: int, hotplug_size: int | None = None)
         ecam=Area(ECAM, ECAM_SIZE),
         mmio64=Area(start, platform.base - start),
         platform=platform,
+        hotplug=hotplug,
     )
 
 
-def _end_of_memory(ram_size: int, hotplug_size: int | None) -> int:
-    """The first address above the hole that neither RAM nor memory plugged in later can take."""
-    ram_end = ram_ranges(ram_size)[-1].end
-    if hotplug_size is None:
-        return max(ram_end, RAM_ABOVE_HOLE)
+def _hotplug_area(ram_end: int, size: int) -> Area:
     aligned = -(-ram_end // HOTPLUG_ALIGNMENT) * HOTPLUG_ALIGNMENT
-    return max(aligned, RAM_ABOVE_HOLE) + hotplug_size
+    return Area(max(aligned, RAM_ABOVE_HOLE), size)
 
 
 def split_area(area: Area, granularity: int, weights: Sequence[int]) -> list[Area]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ADDRESS_SPACE = 1 << 64
+SPARE = 8
+"""Regions that may be added: as many as ACPI has slots for."""
 
 
 class GuestMemoryMap:
@@ -22,21 +24,37 @@ class GuestMemoryMap:
     """
 
     def __init__(self, regions: Iterable[tuple[int, int, int]]) -> None:
-        self.regions = tuple(sorted(regions))
-        end = 0
-        for gpa, size, hva in self.regions:
-            if gpa < end or size < 1 or gpa + size >= ADDRESS_SPACE or not 0 < hva < ADDRESS_SPACE:
-                raise InternalError(
-                    f"Guest memory {gpa:#x}+{size:#x} at {hva:#x} is no region of its own below "
-                    f"2**64, or follows one that ends at {end:#x}; give disjoint ones"
-                )
-            end = gpa + size
+        self.regions: tuple[tuple[int, int, int], ...] = ()
+        for region in sorted(regions):
+            self._append(region)
         table = ffi.new("struct vk_memory_region[]", len(self.regions))
         for at, region in enumerate(self.regions):
             table[at].gpa, table[at].size, table[at].hva = region
-        made = lib.vk_memory_new(table, len(self.regions))
+        made = lib.vk_memory_new(table, len(self.regions), SPARE)
         self.handle = ffi.gc(allocated(made), lib.vk_memory_free)
         """The C object, ``vk_memory *``."""
+
+    def add(self, gpa: int, size: int, hva: int) -> None:
+        """Add a region behind all others, for devices that are at work too.
+
+        Raises: InternalError when it is not behind them, or ``SPARE`` have been added.
+        """
+        before = self.regions
+        self._append((gpa, size, hva))
+        region = ffi.new("struct vk_memory_region *", (gpa, size, hva))
+        if lib.vk_memory_add(self.handle, region) < 0:
+            self.regions = before
+            raise InternalError(f"{SPARE} regions have been added to guest memory; that is all")
+
+    def _append(self, region: tuple[int, int, int]) -> None:
+        gpa, size, hva = region
+        end = sum(self.regions[-1][:2]) if self.regions else 0
+        if gpa < end or size < 1 or gpa + size >= ADDRESS_SPACE or not 0 < hva < ADDRESS_SPACE:
+            raise InternalError(
+                f"Guest memory {gpa:#x}+{size:#x} at {hva:#x} is no region of its own below "
+                f"2**64, or follows one that ends at {end:#x}; give disjoint ones"
+            )
+        self.regions += (region,)
 
     def translate(self, gpa: int, size: int) -> int | None:
         """The host address of ``size`` bytes; None when they are not all in one region."""

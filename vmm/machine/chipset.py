@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
-from vmm.acpi import cpu_hotplug, pci_hotplug
+from vmm.acpi import cpu_hotplug, memory_hotplug, pci_hotplug
 from vmm.acpi.cpu_hotplug import CpuHotplug
 from vmm.acpi.ged import REGISTER_SIZE, GeneralEventDevice
+from vmm.acpi.memory_hotplug import MemoryHotplug
 from vmm.acpi.pci_hotplug import PciHotplug
 from vmm.boot import layout
 from vmm.errors import ConfigError
@@ -56,7 +57,7 @@ FIXED_PORTS = (
 """Ports that a debug console cannot be put on."""
 
 GED_IRQ = 13
-PCI_HOTPLUG_PAGE, CPU_HOTPLUG_PAGE, GED_PAGE = range(3)
+PCI_HOTPLUG_PAGE, CPU_HOTPLUG_PAGE, GED_PAGE, MEMORY_HOTPLUG_PAGE = range(4)
 """Which pages of the platform's registers are whose."""
 
 
@@ -75,6 +76,7 @@ class Chipset(NamedTuple):
     ged: GeneralEventDevice
     pci_hotplug: PciHotplug[trio.Event]
     cpu_hotplug: CpuHotplug[trio.Event]
+    memory_hotplug: MemoryHotplug | None
     buses: tuple[PciBus, ...]
     tasks: tuple[Task, ...]
     device_tree: dict[str, dict[str, object]]
@@ -107,6 +109,11 @@ def open_chipset(
         cpu = CpuHotplug[trio.Event](ged, possible=possible, present=present)
         page = areas.platform_page(CPU_HOTPLUG_PAGE)
         spaces.claim_mmio(page, cpu_hotplug.REGISTERS_SIZE, cpu)
+        memory_registers = None
+        if areas.hotplug is not None:
+            memory_registers = MemoryHotplug(ged)
+            page = areas.platform_page(MEMORY_HOTPLUG_PAGE)
+            spaces.claim_mmio(page, memory_hotplug.REGISTERS_SIZE, memory_registers)
         _add_registers(router, spaces, memory, lifecycle)
         tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
         names = ["__ioapic"]
@@ -117,7 +124,9 @@ def open_chipset(
         tree: dict[str, dict[str, object]] = {
             name: {"id": name, "resources": [], "children": []} for name in names
         }
-        yield Chipset(spaces, interrupts, ioapic, ged, pci, cpu, buses, tasks, tree)
+        yield Chipset(
+            spaces, interrupts, ioapic, ged, pci, cpu, memory_registers, buses, tasks, tree
+        )
 
 
 def _add_pci(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
     from vmm.machine.pci_bus import PciBus
+    from vmm.virtio.balloon import Balloon
     from vmm.virtio.block import Block
     from vmm.virtio.pci_transport import VirtioPci
 
@@ -99,6 +100,17 @@ class Devices:
         if not isinstance(device, block.Block):
             raise ConfigError(f"Device {name} is no disk that can be resized; name a disk")
         return device
+
+    def balloon(self) -> Balloon:
+        """The balloon. Raises: ConfigError (caller) when there is none."""
+        from vmm.virtio import balloon  # Only now: a VM without one starts sooner.
+
+        for held in self._held.values():
+            if isinstance(held.plugged.device, balloon.Balloon):
+                return held.plugged.device
+        raise ConfigError(
+            "desired_balloon: this VM has no balloon (balloon, --balloon); give it one, and reboot"
+        )
 
     @property
     def ram_bytes(self) -> int:

@@ -11,7 +11,13 @@ from vmm.boot.assemble import BootFacts, Payload, prepare
 from vmm.boot.payload import open_payload
 from vmm.boot.smbios import SystemIdentity
 from vmm.errors import InternalError
-from vmm.machine.chipset import CPU_HOTPLUG_PAGE, GED_IRQ, GED_PAGE, PCI_HOTPLUG_PAGE
+from vmm.machine.chipset import (
+    CPU_HOTPLUG_PAGE,
+    GED_IRQ,
+    GED_PAGE,
+    MEMORY_HOTPLUG_PAGE,
+    PCI_HOTPLUG_PAGE,
+)
 from vmm.machine.numa import node_of_segment, nodes_of
 from vmm.machine.pci_bus import segment_areas
 from vmm.pci.allocator import Span
@@ -69,6 +75,9 @@ def _acpi_machine(
         ged_address=areas.platform_page(GED_PAGE),
         pci_hotplug_address=areas.platform_page(PCI_HOTPLUG_PAGE),
         cpu_hotplug_address=areas.platform_page(CPU_HOTPLUG_PAGE),
+        memory_hotplug_address=(
+            None if areas.hotplug is None else areas.platform_page(MEMORY_HOTPLUG_PAGE)
+        ),
         ged_irq=GED_IRQ,
         has_serial=config.serial.mode != "Off",
         has_pm1_blocks=config.cpus.nested and config.cpus.kvm_hyperv,

@@ -17,14 +17,13 @@ import trio
 
 from vmm.config.changes import CHANGING_SECTIONS, with_device
 from vmm.config.validation import settle, validate
-from vmm.errors import ConfigError, UnsupportedError
+from vmm.errors import ConfigError
 from vmm.machine.sections import section_of
 from vmm.machine.supported import check_supported
 
 if TYPE_CHECKING:
     from vmm.acpi.pci_hotplug import PciHotplug
     from vmm.config.pci import PciSlot
-    from vmm.config.requests import VmResize
     from vmm.config.vm import VmConfig
     from vmm.machine.devices import Devices
     from vmm.machine.plug import Plugged
@@ -44,22 +43,6 @@ def extended(config: VmConfig, section: str, entry: PciSlot) -> VmConfig:
     validate(config)
     check_supported(settle(config))
     return config
-
-
-def resized(config: VmConfig, sizes: VmResize) -> VmConfig:
-    """The configuration with other amounts of what the VM has, checked as a whole.
-
-    Raises: ConfigError (caller), UnsupportedError for what this version cannot resize.
-    """
-    for name in ("desired_ram", "desired_balloon"):
-        if getattr(sizes, name) is not None:
-            raise UnsupportedError(f"{name} is not in this version of the VMM; leave it out")
-    if sizes.desired_vcpus is None:
-        return config
-    vcpus = {"boot_vcpus": sizes.desired_vcpus}
-    changed = config.model_copy(update={"cpus": config.cpus.model_copy(update=vcpus)})
-    validate(changed)
-    return changed
 
 
 class Added(NamedTuple):

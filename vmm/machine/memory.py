@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.boot.layout import RamRange
 from vmm.errors import ConfigError, GuestError, HostError, InternalError
 from vmm.kvm_cffi import address_of, bind_to_numa_node
-from vmm.machine.zones import HUGE_PAGE, Zone, lay_out
+from vmm.machine.zones import HUGE_PAGE, Piece, Zone, lay_out
 
 if TYPE_CHECKING:
     from vmm.kvm_cffi import Vm
@@ -52,7 +52,11 @@ class Region(NamedTuple):
 class GuestMemory:
     """All RAM of one VM; made by ``open``, gone when its scope is left."""
 
-    def __init__(self, regions: Sequence[Region]) -> None:
+    def __init__(self, regions: Sequence[Region], mappings: contextlib.ExitStack) -> None:
+        self._mappings = mappings
+        self._set(regions)
+
+    def _set(self, regions: Sequence[Region]) -> None:
         self.regions = tuple(sorted(regions))
         self._bases = [region.gpa for region in self.regions]
         self.ram = _merged(self.regions)
@@ -70,26 +74,34 @@ class GuestMemory:
         Raises: ConfigError (caller: zone sizes), HostError (host: file, memfd or huge pages).
         """
         with contextlib.ExitStack() as mappings:
-            regions = []
-            for slot, piece in enumerate(lay_out(zones, ranges)):
-                gpa, size = piece.range
-                mapping = mappings.enter_context(_map(piece.zone, size, piece.offset))
-                view = mappings.enter_context(memoryview(mapping))
-                hva = address_of(view)
-                regions.append(Region(gpa, size, hva, slot, piece.zone, mapping, view))
-            yield cls(regions)
+            pieces = enumerate(lay_out(zones, ranges))
+            yield cls([_open_region(mappings, slot, piece) for slot, piece in pieces], mappings)
+
+    def add(self, zone: Zone, gpa: int, slot: int) -> Region:
+        """Map one more zone, behind all others; its slot is the caller's to enter.
+
+        Raises: ConfigError (caller: its size), HostError.
+        """
+        [piece] = lay_out([zone], [RamRange(gpa, zone.size)])
+        region = _open_region(self._mappings, slot, piece)
+        self._set([*self.regions, region])
+        return region
 
     def enter_slots(self, vm: Vm) -> None:
         """Show every region to the guest. Raises: HostError."""
         for region in self.regions:
             vm.set_user_memory_region(region.slot, region.gpa, region.size, region.hva)
 
-    def populate(self) -> Iterator[None]:
-        """Touch the pages of the zones that ask for it, a step at a time.
+    def remove(self, region: Region) -> None:
+        """Forget a region that nobody has seen yet; its mapping goes with the rest."""
+        self._set([each for each in self.regions if each.slot != region.slot])
+
+    def populate(self, *regions: Region) -> Iterator[None]:
+        """Touch the pages of the zones that ask for it, a step at a time; of all or some regions.
 
         Raises: HostError when the host runs out of memory.
         """
-        for region in self.regions:
+        for region in regions or self.regions:
             if not region.zone.prefault:
                 continue
             for start in range(0, region.size, POPULATE_STEP):
@@ -178,6 +190,13 @@ class GuestMemory:
             gpa += taken
             size -= taken
         return spans
+
+
+def _open_region(mappings: contextlib.ExitStack, slot: int, piece: Piece) -> Region:
+    gpa, size = piece.range
+    mapping = mappings.enter_context(_map(piece.zone, size, piece.offset))
+    view = mappings.enter_context(memoryview(mapping))
+    return Region(gpa, size, address_of(view), slot, piece.zone, mapping, view)
 
 
 def _discard(region: Region, start: int, size: int) -> None:

@@ -26,8 +26,9 @@ from vmm.errors import InternalError, NotCreatedError, NotFoundError, StateError
 from vmm.machine import commands
 from vmm.machine.commands import Command
 from vmm.machine.descriptors import KeptDescriptors
-from vmm.machine.hotplug import extended, resized
+from vmm.machine.hotplug import extended
 from vmm.machine.mailbox import Guest, Letter, Request, Wish
+from vmm.machine.resize import resize
 from vmm.machine.scope import Scope, enter
 
 if TYPE_CHECKING:
@@ -271,6 +272,14 @@ class VmOwner:
         self._state = State.RUNNING
         self._events.emit("vm", "resumed")
 
+    async def _resize(self, sizes: VmResize) -> None:
+        config = self._stored_config()
+        machine = self._machine.value if self._machine else None
+        self._events.emit("vm", "resizing")
+        change = partial(resize, config, machine, sizes, self._store)
+        await (change() if self._machine is None else self._machine.during(change))
+        self._events.emit("vm", "resized")
+
     async def _add_device(self, command: commands.AddDevice) -> PciDeviceInfo | None:
         section, entry = command.section, command.entry
         config, info = self._stored_config(), None
@@ -295,15 +304,6 @@ class VmOwner:
         self._store(without_device(config, id))
         if self._config is config:
             raise NotFoundError(f'No device with id "{id}" to remove; vm.info lists what there is')
-
-    async def _resize(self, sizes: VmResize) -> None:
-        changed = resized(self._stored_config(), sizes)
-        self._events.emit("vm", "resizing")
-        if self._machine is not None and sizes.desired_vcpus is not None:
-            resize = partial(self._machine.value.resize_vcpus, changed.cpus.boot_vcpus)
-            await self._machine.during(resize)
-        self._store(changed)
-        self._events.emit("vm", "resized")
 
     async def _stop(self) -> None:
         await self._leave_machine()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from vmm.acpi.ged import AcpiNotification
+from vmm.acpi.memory_hotplug import SLOTS as RAM_SLOTS
 from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
 from vmm.config.validation import settle, validate
@@ -39,10 +40,11 @@ from vmm.machine.hotplug import Hotplug
 from vmm.machine.interrupts import IOAPIC_PINS
 from vmm.machine.memory import GuestMemory
 from vmm.machine.plug import Wiring
+from vmm.machine.ram_hotplug import SLOTS_BEHIND_RAM, RamHotplug
 from vmm.machine.sections import Board
 from vmm.machine.supported import check_supported
 from vmm.machine.vcpus import Vcpus
-from vmm.machine.zones import zones_of
+from vmm.machine.zones import default_zone, zones_of
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
@@ -76,6 +78,8 @@ class VirtualMachine:
         self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
         self._hotplug = Hotplug(self._devices, chipset.pci_hotplug, board.events)
         self._vcpus = vcpus
+        self.ram_hotplug: RamHotplug | None = None
+        """Room for more RAM, if the configuration has any."""
         self._clock = ClockData(0)
         self._failed = trio.Event()
         self._failure: Exception | None = None
@@ -84,6 +88,23 @@ class VirtualMachine:
     def memory_actual_size(self) -> int:
         """The RAM that the guest has now, in bytes."""
         return max(0, self._memory.size + self._devices.ram_bytes)
+
+    @property
+    def ram_size(self) -> int:
+        """The RAM it has, in bytes, whatever a balloon holds of it."""
+        return self._memory.size
+
+    async def grow_ram(self, size: int) -> None:
+        """Plug in more RAM, in bytes; nothing comes where the configuration has no room for it.
+
+        Raises: ConfigError (caller), HostError.
+        """
+        if self.ram_hotplug is not None:
+            await self.ram_hotplug.grow(size)
+
+    def resize_balloon(self, size: int) -> None:
+        """Ask the guest for so many bytes in all. Raises: ConfigError (caller)."""
+        self._devices.balloon().resize(size)
 
     @property
     def device_tree(self) -> dict[str, dict[str, object]]:
@@ -218,7 +239,9 @@ async def open_machine(
         _set_up_irqchip(vm)
         zones = zones_of(config.memory)
         ranges = ram_ranges(config.total_memory())
-        areas = layout.device_areas(config.total_memory(), cpus.phys_bits)
+        areas = layout.device_areas(
+            config.total_memory(), cpus.phys_bits, config.memory.hotplug_size or None
+        )
         memory = stack.enter_context(GuestMemory.open(zones, ranges))
         memory.enter_slots(vm)
         for _ in memory.populate():
@@ -232,11 +255,22 @@ async def open_machine(
             Vcpus(vm, cpus, entry, config.cpus, router, chipset.spaces, chipset.cpu_hotplug)
         )
         memory_map = GuestMemoryMap((each.gpa, each.size, each.hva) for each in memory.regions)
-        # One slot after those of RAM is that of PCI configuration space.
-        device_memory = DeviceMemory(vm, chipset.buses, first_slot=len(memory.regions) + 1)
+        # Behind the slots of RAM are that of PCI configuration space, those of RAM that comes
+        # later, and then those of devices.
+        first_slot = len(memory.regions) + SLOTS_BEHIND_RAM + RAM_SLOTS
+        device_memory = DeviceMemory(vm, chipset.buses, first_slot)
         sink, pool = events or EventSink(), _disk_pool(config)
         board = Board(memory, memory_map, device_memory, consoles, lifecycle, sink, pool)
         machine = VirtualMachine(vm, memory, chipset, board, vcpus)
+        if chipset.memory_hotplug is not None and areas.hotplug is not None:
+            machine.ram_hotplug = RamHotplug(
+                vm,
+                memory,
+                memory_map,
+                chipset.memory_hotplug,
+                areas.hotplug,
+                default_zone(config.memory),
+            )
         async with trio.open_nursery() as nursery:
             # A device outlives the vCPUs, so that what they wrote last still goes out: whoever
             # cancels this machine, the devices are cancelled as soon as the vCPUs have ended.

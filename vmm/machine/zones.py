@@ -46,23 +46,24 @@ class Zone(NamedTuple):
         return self.shared or (self.hugepages and self.file is None)
 
 
+def default_zone(config: MemoryConfig) -> Zone:
+    """The zone for ``size``, and of what kind RAM is that is plugged in later."""
+    return Zone(
+        DEFAULT_ZONE,
+        config.size,
+        shared=config.shared,
+        hugepages=config.hugepages,
+        hugepage_size=config.hugepage_size,
+        mergeable=config.mergeable,
+        prefault=config.prefault,
+        reserve=config.reserve,
+        thp=config.thp,
+    )
+
+
 def zones_of(config: MemoryConfig) -> tuple[Zone, ...]:
     """The zones a memory configuration describes: one for ``size``, then those it lists."""
-    zones = []
-    if config.size:
-        zones.append(
-            Zone(
-                DEFAULT_ZONE,
-                config.size,
-                shared=config.shared,
-                hugepages=config.hugepages,
-                hugepage_size=config.hugepage_size,
-                mergeable=config.mergeable,
-                prefault=config.prefault,
-                reserve=config.reserve,
-                thp=config.thp,
-            )
-        )
+    zones = [default_zone(config)] if config.size else []
     for zone in config.zones or ():
         zones.append(
             Zone(

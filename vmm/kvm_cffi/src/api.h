@@ -157,7 +157,8 @@ struct vk_memory_region {
     uint64_t hva;
 };
 
-vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count);
+vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count, uint32_t spare);
+int vk_memory_add(vk_memory *memory, const struct vk_memory_region *region);
 void vk_memory_free(vk_memory *memory);
 void *vk_memory_translate(const vk_memory *memory, uint64_t gpa, uint64_t size);
 

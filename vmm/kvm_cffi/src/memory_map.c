@@ -1,15 +1,20 @@
 /* Building the table of guest RAM. */
 #include "memory_map.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
-/* The regions are ascending, disjoint, not empty, and end below 2^64: the caller has seen to that. */
-vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count)
+/*
+ * The regions are ascending, disjoint, not empty, and end below 2^64: the caller has seen to that.
+ * `spare` regions may be added later.
+ */
+vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count, uint32_t spare)
 {
-    vk_memory *memory = malloc(sizeof *memory + count * sizeof memory->runs[0]);
+    vk_memory *memory = malloc(sizeof *memory + ((size_t)count + spare) * sizeof memory->runs[0]);
     if (memory == NULL)
         return NULL;
     memory->count = 0;
+    memory->room = count + spare;
     for (uint32_t i = 0; i < count; i++) {
         const struct vk_memory_region *next = &regions[i];
         uint8_t *hva = (uint8_t *)(uintptr_t)next->hva;
@@ -22,6 +27,18 @@ vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count)
                 (struct vk_memory_run){.gpa = next->gpa, .size = next->size, .hva = hva};
     }
     return memory;
+}
+
+/* The region begins at or after the end of all others: the caller has seen to that. */
+int vk_memory_add(vk_memory *memory, const struct vk_memory_region *region)
+{
+    uint32_t count = memory->count;
+    if (count == memory->room)
+        return -ENOSPC;
+    memory->runs[count] = (struct vk_memory_run){
+        .gpa = region->gpa, .size = region->size, .hva = (uint8_t *)(uintptr_t)region->hva};
+    __atomic_store_n(&memory->count, count + 1, __ATOMIC_RELEASE);
+    return 0;
 }
 
 void vk_memory_free(vk_memory *memory)

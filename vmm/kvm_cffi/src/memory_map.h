@@ -1,8 +1,8 @@
 /*
  * Guest RAM as device code in C sees it: which host address backs which guest-physical address.
  *
- * The table is built once and never changes, so any thread may read it without a lock. The mappings
- * themselves are the owner's: they outlive the table.
+ * Runs are only ever added behind the last one, and counted when they are whole, so any thread may
+ * read the table without a lock. The mappings themselves are the owner's: they outlive the table.
  */
 #ifndef MEMORY_MAP_H
 #define MEMORY_MAP_H
@@ -18,6 +18,7 @@ struct vk_memory_run {
 /* Ascending and disjoint; neighbours in both address spaces have been merged. */
 struct vk_memory {
     uint32_t count;
+    uint32_t room;
     struct vk_memory_run runs[];
 };
 
@@ -30,7 +31,7 @@ struct vk_memory {
 static inline uint64_t vk_memory_leading(const vk_memory *memory, uint64_t gpa, uint64_t size,
                                          uint8_t **hva)
 {
-    uint32_t low = 0, high = memory->count;
+    uint32_t low = 0, high = __atomic_load_n(&memory->count, __ATOMIC_ACQUIRE);
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         const struct vk_memory_run *run = &memory->runs[middle];
