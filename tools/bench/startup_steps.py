@@ -45,8 +45,8 @@ MACHINE_STEPS = (
     MachineStep(VM, "GuestMemory.open", "memory mapped", is_entered=True),
     MachineStep(VM, "open_chipset", "chipset made", is_entered=True),
     MachineStep(VM, "firmware.write", "tables written, kernel loaded"),
-    MachineStep(VM, "processors.create", "vCPUs created", is_entered=True),
-    MachineStep(VM, "VcpuTask.__init__", "vCPU threads made"),
+    MachineStep(VM, "Vcpus.__init__", "vCPUs set up"),
+    MachineStep("vmm.machine.vcpus", "VcpuTask.__init__", "vCPU threads made"),
     MachineStep("vmm.kvm_cffi", "VcpuThread.start", "vCPU started"),
 )
 
