@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 import trio
@@ -149,7 +148,7 @@ async def test_queue_that_cannot_be_enabled_again_parks_the_whole_device(
     await driver.set(Common.QUEUE_RESET, 1)
     await settle()
 
-    await driver.set_up_queue(replace(queues[0].state, driver=1 << 40))
+    await driver.set_up_queue(queues[0].state._replace(driver=1 << 40))
     await driver.set(Common.QUEUE_SELECT, 1)
     await driver.set(Common.QUEUE_RESET, 1)
     await settle()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 import trio
@@ -95,7 +94,7 @@ async def test_queue_outside_ram_or_unaligned_needs_a_reset(bench: Bench, addres
     await driver.add_status(Status.DRIVER)
     assert await driver.accept(Feature.VERSION_1)
     queue = await driver.queue(0)
-    await driver.set_up_queue(replace(queue.state, index=1, desc=address))
+    await driver.set_up_queue(queue.state._replace(index=1, desc=address))
 
     assert await driver.add_status(Status.DRIVER_OK) & Status.NEEDS_RESET
     await settle()

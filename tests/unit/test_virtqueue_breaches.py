@@ -34,7 +34,7 @@ __all__ = ["kind"]
 def test_ring_that_cannot_be_used_is_refused(
     kind: Kind, change: dict[str, int], message: str
 ) -> None:
-    state = replace(kind.driver().state, **change)  # type: ignore[arg-type]
+    state = kind.driver().state._replace(**change)  # type: ignore[arg-type]
 
     with pytest.raises(GuestError, match=message):
         kind.queue(state)
@@ -43,13 +43,13 @@ def test_ring_that_cannot_be_used_is_refused(
 @split_kinds
 def test_split_ring_of_odd_size_is_refused(kind: Kind) -> None:
     with pytest.raises(GuestError, match="its size is 6"):
-        kind.queue(replace(kind.driver().state, size=6))
+        kind.queue(kind.driver().state._replace(size=6))
 
 
 @packed_kinds
 def test_packed_position_beyond_the_ring_is_refused(kind: Kind) -> None:
     with pytest.raises(GuestError, match="0x8008, outside the ring"):
-        kind.queue(replace(kind.driver().state, next_used=0x8008))
+        kind.queue(kind.driver().state._replace(next_used=0x8008))
 
 
 Entries = tuple[tuple[int, int, int, int], ...]

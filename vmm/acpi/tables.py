@@ -17,8 +17,6 @@ from vmm.acpi.machine import Machine
 from vmm.acpi.madt import madt
 from vmm.acpi.mcfg import mcfg
 from vmm.acpi.sdt import OEM_ID, checksum, sdt
-from vmm.acpi.slit import slit
-from vmm.acpi.srat import srat
 from vmm.errors import ConfigError
 
 RSDP_ADDRESS = 0xA0000
@@ -57,6 +55,9 @@ def _described(machine: Machine, dsdt_address: int) -> Iterator[bytes]:
     yield madt(machine)
     yield mcfg(machine)
     if machine.nodes:
+        from vmm.acpi.slit import slit  # Only now: a VM without nodes starts sooner.
+        from vmm.acpi.srat import srat
+
         yield srat(machine)
         yield slit(machine)
 

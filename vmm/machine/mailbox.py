@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -28,14 +27,14 @@ class Wish(Enum):
     FAILURE = "failure"
 
 
-@dataclass(slots=True)
 class Request:
     """A command, what it gives, and how its sender hears of its end."""
 
-    command: Command
-    done: trio.Event = field(default_factory=trio.Event)
-    given: PciDeviceInfo | None = None
-    error: VmmError | None = None
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.done = trio.Event()
+        self.given: PciDeviceInfo | None = None
+        self.error: VmmError | None = None
 
     def refuse(self) -> None:
         """The VMM ends before the command; one that asks for the end has its wish."""

@@ -28,7 +28,6 @@ from vmm.machine.commands import Command
 from vmm.machine.descriptors import KeptDescriptors
 from vmm.machine.hotplug import extended
 from vmm.machine.mailbox import Guest, Letter, Request, Wish
-from vmm.machine.resize import resize
 from vmm.machine.scope import Scope, enter
 
 if TYPE_CHECKING:
@@ -273,6 +272,8 @@ class VmOwner:
         self._events.emit("vm", "resumed")
 
     async def _resize(self, sizes: VmResize) -> None:
+        from vmm.machine.resize import resize  # Only now: most VMs never are.
+
         config = self._stored_config()
         machine = self._machine.value if self._machine else None
         self._events.emit("vm", "resizing")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from vmm.virtio.queue import QueueState
@@ -56,24 +55,24 @@ class QueueReset(NamedTuple):
 Event = StatusWritten | VectorChosen | QueueEnabled | QueueReset
 
 
-@dataclass(slots=True)
 class QueueRegisters:
     """What the driver has written about one queue."""
 
-    max_size: int
-    size: int
-    vector: int = NO_VECTOR
-    is_enabled: bool = False
-    is_resetting: bool = False
-    desc: int = 0
-    driver: int = 0
-    device: int = 0
+    def __init__(
+        self, max_size: int, *, vector: int = NO_VECTOR, is_resetting: bool = False
+    ) -> None:
+        self.max_size = max_size
+        self.size = max_size
+        self.vector = vector
+        self.is_enabled = False
+        self.is_resetting = is_resetting
+        self.desc = self.driver = self.device = 0
 
 
 _IMAGE = struct.Struct("<IIIIHHBBHHHHHQQQHH")
 assert _IMAGE.size == COMMON_CONFIG_SIZE_WITH_RESET
 
-_ABSENT = QueueRegisters(0, 0, vector=0)
+_ABSENT = QueueRegisters(0, vector=0)
 
 
 class CommonConfig:
@@ -121,7 +120,7 @@ class CommonConfig:
         self._driver_feature_select = 0
         self._config_vector = NO_VECTOR
         self._queue_select = 0
-        self._queues = [QueueRegisters(size, size) for size in self._queue_sizes]
+        self._queues = [QueueRegisters(size) for size in self._queue_sizes]
         self.refresh()
 
     def read(self, offset: int, size: int) -> int:
@@ -264,7 +263,7 @@ class CommonConfig:
         if queue is None or value != 1 or not can_reset or not queue.is_enabled:
             return []
         vector = queue.vector
-        fresh = QueueRegisters(queue.max_size, queue.max_size, vector=vector, is_resetting=True)
+        fresh = QueueRegisters(queue.max_size, vector=vector, is_resetting=True)
         self._queues[self._queue_select] = fresh
         return [QueueReset(self._queue_select)]
 

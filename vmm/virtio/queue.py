@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.errors import GuestError, InternalError
 from vmm.virtio.chain import DESC, DESC_INDIRECT, DESC_NEXT, DESC_WRITE, ChainBuilder
@@ -29,8 +28,7 @@ WRAP = 1 << 15
 """In a packed position: the wrap counter, beside an offset of 15 bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueState:
+class QueueState(NamedTuple):
     """What a queue is made of, and what a snapshot keeps of it.
 
     ``desc``, ``driver`` and ``device`` are guest addresses of the ring's parts. ``next_avail`` and
@@ -39,7 +37,7 @@ class QueueState:
     interrupt. Chains in flight are not in it: finish them, or give them back, before saving.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # the queue's number, over tuple.index
     size: int
     desc: int
     driver: int
@@ -71,7 +69,7 @@ class QueueState:
 
     def moved_to(self, next_avail: int, next_used: int, unsignalled: int) -> QueueState:
         """The same queue at another position."""
-        return replace(self, next_avail=next_avail, next_used=next_used, unsignalled=unsignalled)
+        return self._replace(next_avail=next_avail, next_used=next_used, unsignalled=unsignalled)
 
 
 class Queue(Protocol):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vmm.config.platform import DEFAULT_PLATFORM, PlatformConfig
-from vmm.config.pmem import ALIGNMENT_BYTES
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
 
@@ -81,6 +80,8 @@ def _device(path: str, device: DeviceConfig, platform: PlatformConfig) -> Iterat
 
 
 def _pmem(config: VmConfig) -> Iterator[Problem]:
+    from vmm.config.pmem import ALIGNMENT_BYTES
+
     for index, pmem in enumerate(config.pmem or ()):
         size = pmem.size
         if size is not None and (size == 0 or size % ALIGNMENT_BYTES):
