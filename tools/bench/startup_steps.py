@@ -14,6 +14,7 @@ BEGIN = (time.monotonic_ns(), time.process_time_ns())  # Before any import that 
 
 import gc  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator, Sequence  # noqa: E402
 from contextlib import AbstractContextManager, contextmanager  # noqa: E402
@@ -89,14 +90,19 @@ def main() -> int:
     """Run the VMM, then write the marks down."""
     marks_file = Path(sys.argv.pop(1))
     marks = Marks()
-    gc.disable()  # As the program itself does, before it imports anything.
+    # As the program itself does, before it imports anything.
+    gc.disable()
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
+    from vmm import __main__ as program
+    from vmm.deferred import defer
+
+    defer(*program.UNUSED)
     import trio  # noqa: F401
 
     marks.add("trio imported")
     from pydantic import BaseModel  # noqa: F401
 
     marks.add("pydantic imported")
-    from vmm import __main__ as program
     from vmm import cli
 
     marks.add("command line and models imported")

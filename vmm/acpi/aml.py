@@ -11,6 +11,7 @@ from this program, so that is never the fault of a guest or a user.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 from typing import NamedTuple
 
 from vmm.errors import InternalError
@@ -71,6 +72,7 @@ class Offset(NamedTuple):
 # Data
 
 
+@cache
 def integer(value: int) -> bytes:
     """Encode an unsigned integer of up to 64 bits in its shortest form."""
     if value in (0, 1):
@@ -90,6 +92,7 @@ def string(text: str) -> bytes:
     return b"\x0d" + text.encode("ascii") + b"\0"
 
 
+@cache
 def path(text: str) -> bytes:
     r"""Encode a name: up to 255 segments split by dots, after ``\`` (root) or ``^`` (parents)."""
     segments = text.lstrip("\\^")
