@@ -17,8 +17,8 @@ PACKAGES=(
     e2fsprogs mmdebstrap qemu-system-common qemu-system-x86 qemu-utils
     # the root disk: user namespaces for those who are not root
     uidmap
-    # tests: the ACPI compiler, another reader of archives, taps; the reference VMM is QEMU
-    acpica-tools busybox-static iproute2
+    # tests: the ACPI compiler, another reader of archives, a debugger, taps; the reference VMM is QEMU
+    acpica-tools busybox-static gdb iproute2
 )
 readonly PACKAGES
 readonly PYTHON=.venv/bin/python

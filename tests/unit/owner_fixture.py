@@ -90,6 +90,11 @@ class FakeMachine:
     async def resize_vcpus(self, count: int) -> None:
         self.calls.append(f"resize to {count} vCPUs")
 
+    async def dump_core(self, path: str, *, is_running: bool) -> None:
+        self.calls.append(f"dump to {path}{' while running' if is_running else ''}")
+        if self.add_error is not None:
+            raise self.add_error
+
     def resize_disk(self, name: str, size: int) -> None:
         self.calls.append(f"resize {name} to {size}")
 

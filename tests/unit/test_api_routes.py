@@ -49,7 +49,6 @@ DOCUMENTED_AND_ABSENT = {
     "/vm.resize-zone",
     "/vm.snapshot",
     "/vm.restore",
-    "/vm.coredump",
     "/vm.send-migration",
     "/vm.receive-migration",
 }
@@ -92,6 +91,7 @@ ADDED: dict[str, tuple[str, dict[str, object]]] = {
 BODIES = {
     "/vm.create": CONFIG,
     "/vm.resize": b'{"desired_vcpus": 2, "desired_ram": 1073741824, "desired_balloon": 0}',
+    "/vm.coredump": b'{"destination_url": "file:///tmp/core"}',
     "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}',
     "/vm.remove-device": b'{"id": "data"}',
     **{path: json.dumps(body).encode() for path, (_, body) in ADDED.items()},

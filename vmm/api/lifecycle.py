@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vmm.api.routes import Service, put, put_model
+from vmm.config.requests import VmCoredumpData
 from vmm.config.vm import VmConfig
 from vmm.errors import (
     ConfigError,
@@ -15,6 +16,7 @@ from vmm.errors import (
 )
 from vmm.machine.commands import (
     Boot,
+    Coredump,
     Create,
     Delete,
     Nmi,
@@ -90,6 +92,18 @@ async def reboot(service: Service) -> None:
     await service.owner.submit(Reboot())
 
 
+@put_model(
+    "/vm.coredump",
+    VmCoredumpData,
+    "The VM could not be coredumped",
+    NotCreatedError,
+    StateError,
+)
+async def coredump(service: Service, data: VmCoredumpData) -> None:
+    """Write a core file of the guest; a running VM stands still meanwhile."""
+    await service.owner.submit(Coredump(data.destination_url))
+
+
 @put("/vm.power-button", "Error triggering power button", NotCreatedError, StateError)
 async def power_button(service: Service) -> None:
     """Press the ACPI power button."""
@@ -111,6 +125,7 @@ ROUTES = (
     resume,
     shutdown,
     reboot,
+    coredump,
     power_button,
     nmi,
     replace(nmi, path="/vmm.nmi"),

@@ -126,6 +126,16 @@ class Resize(Command):
         self.sizes = sizes
 
 
+class Coredump(Command):
+    """Write a core file of the guest to a ``file://`` URL."""
+
+    __slots__ = ("url",)
+    __match_args__ = ("url",)
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
 class ResizeDisk(Command):
     """Give a disk of the running VM another size in bytes."""
 

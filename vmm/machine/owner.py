@@ -191,6 +191,8 @@ class VmOwner:
                 self._remove_device(id)
             case commands.Resize(sizes):
                 await self._resize(sizes)
+            case commands.Coredump(url):
+                await self._dump_core(url)
             case commands.ResizeDisk(id, size):
                 self._needed_machine().value.resize_disk(id, size)
             case commands.PowerButton():
@@ -280,6 +282,16 @@ class VmOwner:
         change = partial(resize, config, machine, sizes, self._store)
         await (change() if self._machine is None else self._machine.during(change))
         self._events.emit("vm", "resized")
+
+    async def _dump_core(self, url: str) -> None:
+        from vmm.snapshot.coredump import path_of  # Only now: most VMs never are.
+
+        machine = self._needed_machine()
+        dump = partial(
+            machine.value.dump_core, path_of(url), is_running=self._state is State.RUNNING
+        )
+        self._events.emit("vm", "coredumping")
+        await machine.during(dump)
 
     async def _add_device(self, command: commands.AddDevice) -> PciDeviceInfo | None:
         section, entry = command.section, command.entry

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 import trio
 
 from vmm.acpi.cpu_hotplug import MOST
+from vmm.boot.msrs import KERNEL_GS_BASE
 from vmm.errors import ConfigError, PendingError, StateError
 from vmm.kvm_cffi import VcpuThread, constants, host
 from vmm.machine import processors
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vmm.machine.bus import AddressSpaces
     from vmm.machine.processors import Processors
     from vmm.machine.vcpu import ExitSink
+    from vmm.snapshot.core_file import VcpuRegisters
 
 
 class Vcpus:
@@ -113,6 +115,17 @@ class Vcpus:
         """Send a non-maskable interrupt to every vCPU."""
         for task in self._tasks.values():
             task.inject_nmi()
+
+    def registers(self) -> list[VcpuRegisters]:
+        """What a core file has of each vCPU; they must stand still. Raises: HostError."""
+        from vmm.snapshot.core_file import VcpuRegisters
+
+        found = []
+        for index in sorted(self._tasks):
+            vcpu = self._made[index]
+            [gs_base] = vcpu.get_msrs([KERNEL_GS_BASE])
+            found.append(VcpuRegisters(index, vcpu.get_regs(), vcpu.get_sregs(), gs_base.data))
+        return found
 
     async def resize(self, count: int) -> None:
         """Have another number of vCPUs: more come at once, fewer as soon as the guest lets go.

@@ -89,6 +89,21 @@ class VirtualMachine:
         """The RAM that the guest has now, in bytes."""
         return max(0, self._memory.size + self._devices.ram_bytes)
 
+    async def dump_core(self, path: str, *, is_running: bool) -> None:
+        """Write a core file; a machine that runs stands still meanwhile. Raises: HostError."""
+        from vmm.snapshot.coredump import write_core  # Only now: most VMs never are.
+
+        if not is_running:
+            await write_core(path, self._memory, self._vcpus.registers())
+            return
+        await self.pause()
+        try:
+            await write_core(path, self._memory, self._vcpus.registers())
+        finally:
+            # Bounded: it wakes threads and tasks, and waits for none.
+            with trio.CancelScope(shield=True):
+                await self.resume()
+
     @property
     def ram_size(self) -> int:
         """The RAM it has, in bytes, whatever a balloon holds of it."""

@@ -1,0 +1,1 @@
+"""What of a VM can be kept in files."""
