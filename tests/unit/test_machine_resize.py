@@ -90,6 +90,20 @@ async def test_no_more_ram_waits_for_the_next_boot(ram: int) -> None:
     assert config.memory.size == ram
 
 
+@pytest.mark.parametrize("machine", [None, FakeMachine()], ids=["created", "running"])
+@pytest.mark.parametrize("ram", [0, 4097, 512 * MIB + 1])
+async def test_ram_that_no_vm_can_have_is_refused_and_not_stored(
+    machine: FakeMachine | None, ram: int
+) -> None:
+    stored: list[VmConfig] = []
+
+    with pytest.raises(ConfigError, match="not a positive multiple of its page size 4096"):
+        await resize(CONFIG, machine, VmResize(desired_ram=ram), stored.append)
+
+    assert stored == []
+    assert machine is None or machine.calls == []
+
+
 async def test_ram_of_zones_is_not_resized_as_a_whole() -> None:
     zones = {"memory": {"size": 0, "zones": [{"id": "a", "size": BLOCK}]}}
 

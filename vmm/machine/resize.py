@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from vmm.boot.layout import ram_ranges
 from vmm.config.validation import validate
 from vmm.errors import ConfigError
+from vmm.machine.zones import default_zone, lay_out
 
 if TYPE_CHECKING:
     from vmm.config.requests import VmResize
@@ -64,7 +66,10 @@ async def _with_vcpus(config: VmConfig, machine: Resizable | None, vcpus: int) -
 
 
 async def _with_ram(config: VmConfig, machine: Resizable | None, ram: int) -> VmConfig:
-    """RAM that cannot come now, or go, does so at the next boot."""
+    """RAM that cannot come now, or go, does so at the next boot, which must not fail for it."""
+    memory = config.memory.model_copy(update={"size": ram})
+    if not memory.zones:
+        lay_out([default_zone(memory)], ram_ranges(ram))
     if machine is not None:
         if config.memory.zones:
             raise ConfigError(
@@ -74,7 +79,7 @@ async def _with_ram(config: VmConfig, machine: Resizable | None, ram: int) -> Vm
         more = ram - machine.ram_size
         if more > 0:
             await machine.grow_ram(more)
-    return config.model_copy(update={"memory": config.memory.model_copy(update={"size": ram})})
+    return config.model_copy(update={"memory": memory})
 
 
 def _with_balloon(config: VmConfig, machine: Resizable | None, size: int) -> VmConfig:
