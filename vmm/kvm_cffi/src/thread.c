@@ -36,6 +36,7 @@ vk_thread *vk_thread_new(int vcpu_fd, void *run, uint64_t run_bytes, vk_router *
     thread->run_bytes = run_bytes;
     thread->router = router;
     thread->event_fd = event_fd;
+    thread->spin_ns = VK_MOST_SPIN_NS;
     strncpy(thread->name, name, sizeof thread->name - 1);
     return thread;
 }

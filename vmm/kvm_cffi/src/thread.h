@@ -6,6 +6,8 @@
 
 #include <sys/types.h>
 
+#define VK_MOST_SPIN_NS 60000u
+
 enum control { CONTROL_RUN, CONTROL_PAUSE, CONTROL_EXIT };
 
 /* Who may touch the slot: the thread when EMPTY or ANSWERED, Python when FULL or TAKEN. */
@@ -33,6 +35,7 @@ struct vk_thread {
 
     struct vk_exit slot;
     uint64_t answer;
+    uint32_t spin_ns; /* how long to look for an answer before sleeping; the vCPU thread's */
 
     /* Written by the vCPU thread only; atomic so that Python may look at any time. */
     _Atomic uint64_t in_c, unclaimed, to_loop, kicks;
