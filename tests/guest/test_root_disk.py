@@ -31,7 +31,7 @@ from tests.guest.debian import (
 )
 from tests.guest.terminal import opened, read_until
 from tools.images.initramfs import initramfs
-from tools.images.kernels import Kernel, kernel
+from tools.images.kernels import RELEASES, kernel
 from tools.images.rootdisk import root_disk
 from tools.images.sparse import MIB, copy_sparse
 
@@ -64,9 +64,11 @@ def root(place: Path) -> Path:
     return copy_sparse(root_disk(), place / "root.raw")
 
 
+@pytest.mark.parametrize("release", RELEASES)
 async def test_debian_uses_all_its_devices_and_powers_off_with_a_clean_root(
-    place: Path, linux: Kernel, root: Path
+    place: Path, release: str, root: Path
 ) -> None:
+    linux = kernel(release)
     single, several = place / "single.raw", place / "several.raw"
     for image in (single, several):
         image.touch()
