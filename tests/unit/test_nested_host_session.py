@@ -12,7 +12,14 @@ import trio.testing
 
 from tools.nested_host.errors import NestedHostDied, NestedHostError
 from tools.nested_host.host import NestedHost
-from tools.nested_host.inside.frames import Frame, FrameDecoder, Kind, encode, encode_json
+from tools.nested_host.inside.frames import (
+    SESSION,
+    Frame,
+    FrameDecoder,
+    Kind,
+    encode,
+    encode_json,
+)
 from tools.nested_host.session import Session, open_session
 from tools.nested_host.shares import Shares
 
@@ -115,3 +122,13 @@ async def test_refusal_of_the_agent_is_an_error(tmp_path: Path) -> None:
 
         with pytest.raises(NestedHostError, match="no such share"):
             await session.expect(Kind.MOUNTED)
+
+
+async def test_host_is_kept_awake_until_its_stream_ends(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with connected(tmp_path) as (_, session, agent), trio.open_nursery() as nursery:
+        nursery.start_soon(session.keep_awake)
+        assert [await agent.receive() for _ in range(3)] == [Frame(SESSION, Kind.WAKE)] * 3
+        await agent.stream.aclose()
+        await session.closed.wait()

@@ -57,6 +57,8 @@ fi
 read -r uptime rest < /proc/uptime
 read -r label memory rest < /proc/meminfo
 read -r kernel < /proc/sys/kernel/osrelease
+# A message of the kernel must not come between the characters of what is printed from here on.
+echo 1 > /proc/sys/kernel/printk
 echo "GUEST-READY $uptime $kernel cpus=$(nproc) memory_kib=$memory"
 
 if [ -n "$run" ]; then

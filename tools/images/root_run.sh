@@ -15,6 +15,8 @@ done
 read -r uptime _ < /proc/uptime
 read -r _ memory _ < /proc/meminfo
 read -r kernel < /proc/sys/kernel/osrelease
+# A message of the kernel must not come between the characters of what is printed from here on.
+echo 1 > /proc/sys/kernel/printk
 echo "GUEST-READY $uptime $kernel cpus=$(nproc) memory_kib=$memory"
 
 if [[ -n $run ]]; then

@@ -92,7 +92,10 @@ async def restored(built: Machine, shares: Shares, run_dir: Path) -> AsyncIterat
         with deadline(RESTORE_DEADLINE_S, "did not mount its shares", run_dir):
             await launched.session.send(encode_json(SESSION, Kind.MOUNT, shares.mount_request()))
             await launched.session.expect(Kind.MOUNTED)
-        yield launched
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(launched.session.keep_awake)
+            yield launched
+            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -118,7 +121,7 @@ async def launch(built: Machine, run_dir: Path, extra: Sequence[str]) -> AsyncIt
             process = await stack.enter_async_context(starting)
             their_agent.close()
             their_control.close()
-            session = await stack.enter_async_context(open_session(agent_stream, run_dir))
+            session = await stack.enter_async_context(open_session(agent_stream, run_dir, process))
             monitor = Monitor(control_stream)
             try:
                 await monitor.greet()

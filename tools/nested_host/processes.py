@@ -28,6 +28,11 @@ class OwnedProcess:
         """Return its process id."""
         return self._popen.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """Return its exit code, or minus a signal; None while it runs."""
+        return self._popen.poll()
+
     async def wait(self) -> int:
         """Wait for its end; returns its exit code, or minus a signal."""
         while (code := self._popen.poll()) is None:

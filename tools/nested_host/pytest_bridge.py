@@ -21,6 +21,7 @@ MARKER: Final = "guest"
 STALLED: Final = f"{Stalled.__module__}.{Stalled.__qualname__}"
 ATTEMPTS: Final = 4  # at one test; an emulated host may die under a guest that runs firmware
 MAX_DEATHS: Final = 8  # of the nested host, in one session
+TOLD_LINES: Final = 6  # of what was said of such a death, in the summary
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,7 +43,8 @@ class GuestBridge:
         self._broken: str | None = None  # why no test can run at all
         self._replayed = 0
         self._stalls: list[str] = []  # the tests in which a guest stood still, tried once more
-        self._deaths: list[str] = []  # the test each death of the nested host was met in
+        # The test each death of the nested host was met in, and what was said of it.
+        self._deaths: list[tuple[str, str]] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
@@ -75,8 +77,8 @@ class GuestBridge:
                         self._broken = str(death)
                     yield failure(item, str(death))
                     return
-                self._deaths.append(item.nodeid)
                 said = str(death)
+                self._deaths.append((item.nodeid, said))
             else:
                 if item.nodeid not in self._stalls and any(map(has_stalled, reports)):
                     self._stalls.append(item.nodeid)
@@ -115,8 +117,10 @@ class GuestBridge:
             terminalreporter.write_line(
                 f"a guest stood still during {nodeid}, which was tried once more", yellow=True
             )
-        for nodeid in self._deaths:
+        for nodeid, said in self._deaths:
             terminalreporter.write_line(f"the nested host died during {nodeid}", yellow=True)
+            for line in said.splitlines()[-TOLD_LINES:]:
+                terminalreporter.write_line(f"    {line}")
 
 
 def has_stalled(report: pytest.TestReport) -> bool:

@@ -22,8 +22,10 @@ from tools.nested_host.inside.frames import (
     encode,
     encode_json,
 )
+from tools.nested_host.processes import OwnedProcess
 
 QUEUED_FRAMES = 64
+WAKE_INTERVAL_S = 1.0
 
 
 class RemoteCommand:
@@ -58,9 +60,12 @@ class RemoteCommand:
 class Session:
     """The host's end of the stream, made by `open_session`; `closed` is set when it ends."""
 
-    def __init__(self, stream: trio.abc.Stream, run_dir: Path) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, run_dir: Path, emulator: OwnedProcess | None
+    ) -> None:
         self._stream = stream
         self._run_dir = run_dir
+        self._emulator = emulator
         self._outgoing, self._to_send = trio.open_memory_channel[bytes](QUEUED_FRAMES)
         self._channels = itertools.count(SESSION + 1)
         self._commands: dict[int, trio.MemorySendChannel[Frame]] = {}
@@ -89,6 +94,8 @@ class Session:
         """Return the error that says why the host is gone."""
         is_oops = serial_log.has_oops(self._run_dir)
         what = "Its kernel broke" if is_oops else "It ended"
+        if self._emulator is not None and self._emulator.exit_code is not None:
+            what += f" (QEMU: exit code {self._emulator.exit_code})"
         last = serial_log.tail(self._run_dir)
         message = f"The nested host is gone. {what}; its serial port said last:\n{last}"
         return NestedHostDied(message, is_oops=is_oops)
@@ -107,6 +114,17 @@ class Session:
             if self._commands.pop(channel, None) is not None and not self.closed.is_set():
                 with trio.move_on_after(1, shield=True):
                     await self._outgoing.send(encode_json(channel, Kind.SIGNAL, 9))
+
+    async def keep_awake(self) -> None:
+        """Wake every processor inside once in a while, until cancelled or the stream ends.
+
+        The emulator now and then loses an interrupt for a processor that sleeps, which then sleeps
+        until the next: see docs/decisions/0004.
+        """
+        while not self.closed.is_set():
+            await self._outgoing.send(encode(Frame(SESSION, Kind.WAKE)))
+            with trio.move_on_after(WAKE_INTERVAL_S):
+                await self.closed.wait()
 
     async def write_frames(self) -> None:
         """Carry frames to the stream; a task of the session."""
@@ -144,9 +162,11 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(stream: trio.abc.Stream, run_dir: Path) -> AsyncIterator[Session]:
+async def open_session(
+    stream: trio.abc.Stream, run_dir: Path, emulator: OwnedProcess | None = None
+) -> AsyncIterator[Session]:
     """Speak frames on a stream for the length of a block; the logs are in `run_dir`."""
-    session = Session(stream, run_dir)
+    session = Session(stream, run_dir, emulator)
     async with stream, trio.open_nursery() as nursery:
         nursery.start_soon(session.read_frames)
         nursery.start_soon(session.write_frames)

@@ -57,12 +57,14 @@ class GuestConsole:
         self._commands += 1
         start = len(self.text)
         # The echo of what is typed must not look like the answer: the quotes tell them apart.
-        await self.type(f"echo '<''<'{self._commands}; {command}; echo '>''>'{self._commands}=$?\n")
-        begin, end = f"<<{self._commands}\n", f">>{self._commands}="
+        number = self._commands
+        await self.type(f"echo '<''<'{number}; {command}; echo '>''>'{number}=$?.\n")
+        begin, end = f"<<{number}\n", f">>{number}="
         at = await self.wait_for(begin, seconds, after=start)
         stop = await self.wait_for(end, seconds, after=at)
-        line_end = await self.wait_for("\n", seconds, after=stop)
-        status = self.text[stop:line_end].strip()
+        # The status ends in a full stop: what the kernel prints meanwhile is not part of it.
+        status_end = await self.wait_for(".", seconds, after=stop)
+        status = self.text[stop : status_end - 1]
         output = self.text[at : stop - len(end)]
         assert status == "0", f"{command!r} ended with {status}:\n{output}"
         return output

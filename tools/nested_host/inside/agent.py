@@ -76,6 +76,8 @@ class Agent:
             nursery.start_soon(self._mount, frame)
         elif frame.kind is Kind.POWER_OFF:
             power_off()
+        elif frame.kind is Kind.WAKE:
+            visit_processors()
         elif frame.kind is Kind.RUN:
             command = RunningCommand(frame.channel, frame.json(), self._send.clone())
             self._running[frame.channel] = command
@@ -186,6 +188,14 @@ class RunningCommand:
                 if not data:
                     return
                 await self._send.send(encode(Frame(self.channel, kind, data)))
+
+
+def visit_processors() -> None:
+    """Run on each processor for a moment: the interrupt that this takes ends its sleep."""
+    everywhere = os.sched_getaffinity(0)
+    for processor in sorted(everywhere):
+        os.sched_setaffinity(0, {processor})
+    os.sched_setaffinity(0, everywhere)
 
 
 def power_off() -> None:

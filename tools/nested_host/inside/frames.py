@@ -33,6 +33,7 @@ class Kind(IntEnum):
     EXIT = 9  # agent to host: JSON, an exit code, or minus the signal that killed the command
     FAILED = 10  # either way: JSON, why what was asked cannot be done
     POWER_OFF = 11  # host to agent, or client to a host that stays up: empty
+    WAKE = 12  # host to agent: empty; have every processor take its interrupts
 
 
 class Frame(NamedTuple):
