@@ -33,9 +33,14 @@ PACKAGES: Final = (
     "strace", "swtpm", "util-linux",
 )  # fmt: skip
 EXCLUDED: Final = ("doc", "info", "locale", "man", "perl", "iso-codes", "xml")
-# Tools of the developer, which no command inside needs.
+# Tools of the developer, which no command inside needs, and what they alone bring.
 LEFT_OUT: Final = frozenset(
-    {"ast-serialize", "librt", "mypy", "pip", "ruff", "setuptools", "wheel"}
+    {
+        *("ast-serialize", "librt", "mypy", "pip", "ruff", "setuptools", "wheel"),
+        *("charset-normalizer", "graphql-core", "harfile", "hypothesis-graphql", "jsonschema-rs"),
+        *("markdown-it-py", "mdurl", "pyrate-limiter", "requests", "rich", "schemathesis"),
+        "urllib3",
+    }
 )
 PROJECT: Final = "trio-vmm"
 INSIDE: Final = Path(__file__).parent / "inside"
