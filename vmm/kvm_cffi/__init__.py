@@ -12,6 +12,7 @@ from vmm.kvm_cffi.mechanisms import (
     Shadow,
 )
 from vmm.kvm_cffi.memory import address_of, bind_to_numa_node
+from vmm.kvm_cffi.pages import PageSet, RangeTable, Transfer, WriteRecord
 from vmm.kvm_cffi.router import ExitRouter
 from vmm.kvm_cffi.structs import (
     ClockData,
@@ -50,13 +51,16 @@ __all__ = [
     "Mechanism",
     "MsiRoute",
     "MsrEntry",
+    "PageSet",
     "PmTimer",
+    "RangeTable",
     "Regs",
     "Segment",
     "Shadow",
     "Sregs",
     "SyncRegs",
     "ThreadState",
+    "Transfer",
     "Uart",
     "UartState",
     "Vcpu",
@@ -64,6 +68,7 @@ __all__ = [
     "Virtqueue",
     "VirtqueueChain",
     "Vm",
+    "WriteRecord",
     "address_of",
     "bind_to_numa_node",
 ]

@@ -23,8 +23,8 @@ def make_ffibuilder() -> FFI:
     The paths are relative to the project's root, where both kinds of build stand.
     """
     builder = FFI()
-    builder.cdef((ROOT / SOURCE / "api.h").read_text())
-    builder.cdef((ROOT / SOURCE / "kernel.cdef").read_text())
+    for declared in ("ram_api.h", "api.h", "kernel.cdef"):
+        builder.cdef((ROOT / SOURCE / declared).read_text())
     builder.set_source(
         "vmm.kvm_cffi._kvm",
         PRELUDE,

@@ -56,6 +56,10 @@ class GuestMemoryMap:
             )
         self.regions += (region,)
 
+    def wrote(self, hva: int, size: int) -> None:
+        """Say that this process wrote bytes of RAM by other means than a queue's."""
+        lib.vk_memory_wrote_at(self.handle, hva, size)
+
     def translate(self, gpa: int, size: int) -> int | None:
         """The host address of ``size`` bytes; None when they are not all in one region."""
         if not (0 <= gpa < ADDRESS_SPACE and 0 < size < ADDRESS_SPACE):

@@ -86,7 +86,7 @@ class VirtqueueChain:
         self.head: int = facts.head
         self.readable_bytes: int = facts.readable_bytes
         self.writable_bytes: int = facts.writable_bytes
-        self._handle = handle
+        self.handle = handle
         self._readable: int = facts.readable
         self._writable: int = facts.writable
         self._read_at = 0
@@ -106,7 +106,7 @@ class VirtqueueChain:
         size = ffi.new("uint64_t *")
         views = []
         for at in range(start, stop):
-            piece = lib.vk_chain_buffer(self._handle, at, size)
+            piece = lib.vk_chain_buffer(self.handle, at, size)
             views.append(memoryview(ffi.buffer(piece, size[0])))
         return tuple(views)
 
@@ -114,13 +114,13 @@ class VirtqueueChain:
         """Copy the next readable bytes, ``limit`` at most; fewer only when there are no more."""
         room = max(0, min(limit, self.readable_bytes - self._read_at))
         to = ffi.new("uint8_t[]", room)
-        self._read_at += lib.vk_chain_read(self._handle, self._read_at, to, room)
+        self._read_at += lib.vk_chain_read(self.handle, self._read_at, to, room)
         return bytes(ffi.buffer(to, room))
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Write the next bytes; return how many there was room for."""
         with ffi.from_buffer(data) as source:
-            done = lib.vk_chain_write(self._handle, self._write_at, source, len(data))
+            done = lib.vk_chain_write(self.handle, self._write_at, source, len(data))
         self._write_at += done
         return int(done)
 
@@ -196,7 +196,11 @@ class Virtqueue(Generic[State]):
 
     def push(self, chain: PoppedChain, written: int) -> None:
         """Complete a chain, ``written`` bytes of which were written."""
-        self._land(lib.vk_queue_push(self.handle, chain.head, written), chain.head)
+        if isinstance(chain, VirtqueueChain):
+            result = lib.vk_queue_push_chain(self.handle, chain.handle, written)
+        else:
+            result = lib.vk_queue_push(self.handle, chain.head, written)
+        self._land(result, chain.head)
 
     def _land(self, result: int, head: int) -> None:
         if self._checked(result) < 0:

@@ -11,7 +11,7 @@ import io
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.layout import RamRange
@@ -54,6 +54,8 @@ class GuestMemory:
 
     def __init__(self, regions: Sequence[Region], mappings: contextlib.ExitStack) -> None:
         self._mappings = mappings
+        self.wrote: Callable[[int, int], None] = _nobody_asks
+        """Called with host address and size of what was written or discarded by these methods."""
         self._set(regions)
 
     def _set(self, regions: Sequence[Region]) -> None:
@@ -125,10 +127,13 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes | memoryview) -> None:
         """Copy bytes in; nothing is written when a byte would miss RAM. Raises: GuestError."""
         source = memoryview(data)
+        spans = self._spans(gpa, len(source))
         with self._pieces(gpa, len(source)) as pieces:
             for piece in pieces:
                 piece[:] = source[: len(piece)]
                 source = source[len(piece) :]
+        for region, start, taken in spans:
+            self.wrote(region.hva + start, taken)
 
     def write_from_file(
         self, gpa: int, size: int, file: io.BufferedIOBase | io.RawIOBase, offset: int
@@ -154,6 +159,7 @@ class GuestMemory:
             first, end = -(-start // page) * page, (start + taken) // page * page
             if first < end:
                 _discard(region, first, end - first)
+                self.wrote(region.hva + first, end - first)
 
     def gpa_of(self, view: memoryview) -> int:
         """Where a view of RAM is for the guest. Raises: InternalError when it is none."""
@@ -190,6 +196,10 @@ class GuestMemory:
             gpa += taken
             size -= taken
         return spans
+
+
+def _nobody_asks(hva: int, size: int) -> None:
+    """Most of the time nobody copies RAM while it changes."""
 
 
 def _open_region(mappings: contextlib.ExitStack, slot: int, piece: Piece) -> Region:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from vmm.machine.bus import Lifecycle
     from vmm.machine.chipset import Chipset
     from vmm.machine.consoles import Consoles
+    from vmm.machine.dirty import DirtyLog
     from vmm.machine.disks import DiskPool
     from vmm.machine.hotplug import Added
     from vmm.machine.sections import Events
@@ -72,7 +73,8 @@ class VirtualMachine:
         vcpus: Vcpus,
     ) -> None:
         self._vm = vm
-        self._memory = memory
+        self.memory = memory
+        self.memory_map = board.memory_map
         self._chipset = chipset
         self._lifecycle = board.lifecycle
         self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
@@ -87,27 +89,33 @@ class VirtualMachine:
     @property
     def memory_actual_size(self) -> int:
         """The RAM that the guest has now, in bytes."""
-        return max(0, self._memory.size + self._devices.ram_bytes)
+        return max(0, self.memory.size + self._devices.ram_bytes)
 
     async def dump_core(self, path: str, *, is_running: bool) -> None:
         """Write a core file; a machine that runs stands still meanwhile. Raises: HostError."""
         from vmm.snapshot.coredump import write_core  # Only now: most VMs never are.
 
         if not is_running:
-            await write_core(path, self._memory, self._vcpus.registers())
+            await write_core(path, self.memory, self._vcpus.registers())
             return
         await self.pause()
         try:
-            await write_core(path, self._memory, self._vcpus.registers())
+            await write_core(path, self.memory, self._vcpus.registers())
         finally:
             # Bounded: it wakes threads and tasks, and waits for none.
             with trio.CancelScope(shield=True):
                 await self.resume()
 
+    def watch_ram(self) -> AbstractContextManager[DirtyLog]:
+        """Know which pages of RAM change, until the scope is left. Raises: HostError."""
+        from vmm.machine.dirty import DirtyLog  # Only now: most VMs never move.
+
+        return DirtyLog.open(self._vm, self.memory, self.memory_map)
+
     @property
     def ram_size(self) -> int:
         """The RAM it has, in bytes, whatever a balloon holds of it."""
-        return self._memory.size
+        return self.memory.size
 
     async def grow_ram(self, size: int) -> None:
         """Plug in more RAM, in bytes; nothing comes where the configuration has no room for it.

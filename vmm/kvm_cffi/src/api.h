@@ -148,20 +148,6 @@ void vk_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
 int vk_request_amx_for_guests(void);
 int vk_create_core_scheduling_cookie(void);
 
-/* Guest RAM: ascending, disjoint, not empty. */
-typedef struct vk_memory vk_memory;
-
-struct vk_memory_region {
-    uint64_t gpa;
-    uint64_t size;
-    uint64_t hva;
-};
-
-vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count, uint32_t spare);
-int vk_memory_add(vk_memory *memory, const struct vk_memory_region *region);
-void vk_memory_free(vk_memory *memory);
-void *vk_memory_translate(const vk_memory *memory, uint64_t gpa, uint64_t size);
-
 /* Virtqueues; virtqueue.h says what the functions do. */
 typedef struct vk_queue vk_queue;
 typedef struct vk_chain vk_chain;
@@ -228,6 +214,8 @@ int vk_queue_pop(vk_queue *queue, vk_chain *chain);
 int vk_queue_unpop(vk_queue *queue, uint16_t head);
 /* Completes a chain, so many bytes of which were written. -ENOENT: no such chain is in flight. */
 int vk_queue_push(vk_queue *queue, uint16_t head, uint32_t written);
+/* The same for a chain all of whose writable part may have been written, by whatever means. */
+int vk_queue_push_chain(vk_queue *queue, const vk_chain *chain, uint32_t written);
 /* 1: vk_queue_pop has something to give (perhaps -EPROTO). Cheap, for polling. */
 int vk_queue_poll(vk_queue *queue);
 /* Whether the driver wants to hear of what was pushed since this was asked last. Once a batch. */

@@ -29,6 +29,7 @@ static void finish(struct vk_blk *blk, struct blk_request *request, uint8_t stat
             io->most_ns = took;
     }
     *request->status = status;
+    vk_memory_wrote(request->queue->queue->memory, request->status, 1);
     vk_queue_push(request->queue->queue, request->head, is_ok ? request->answered : 1);
     request->queue->has_pushed = true;
     vk_blk_release(blk, request);

@@ -201,6 +201,9 @@ static void advance(struct blk_request *request, uint64_t bytes)
     request->offset += bytes;
     while (bytes != 0) {
         struct iovec *piece = &request->pieces[request->piece];
+        if (request->operation == BLK_READ)
+            vk_memory_wrote(request->queue->queue->memory, piece->iov_base,
+                            bytes < piece->iov_len ? bytes : piece->iov_len);
         if (bytes < piece->iov_len) {
             piece->iov_base = (uint8_t *)piece->iov_base + bytes;
             piece->iov_len -= bytes;

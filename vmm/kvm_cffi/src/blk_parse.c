@@ -190,5 +190,6 @@ int vk_blk_parse(struct vk_blk *blk, const vk_chain *chain, struct blk_request *
     if (status == BLK_OK && (request->left != 0 || request->operation == BLK_SYNC))
         return 1;
     *request->status = status;
+    vk_memory_wrote(chain->memory, request->status, 1);
     return 0;
 }

@@ -58,9 +58,11 @@ void *vk_chain_buffer(const vk_chain *chain, uint32_t at, uint64_t *size)
 }
 
 /* Copies between `flat` and the pieces from `offset` on; the direction is into the pieces or out. */
-static uint64_t copy(const struct iovec *iov, uint32_t count, uint64_t offset, uint8_t *flat,
-                     uint64_t size, bool is_into)
+static uint64_t copy(const vk_chain *chain, bool is_into, uint64_t offset, uint8_t *flat,
+                     uint64_t size)
 {
+    const struct iovec *iov = chain->iov + (is_into ? chain->readable : 0);
+    uint32_t count = is_into ? chain->writable : chain->readable;
     uint64_t done = 0;
     for (uint32_t i = 0; i < count && done < size; i++) {
         if (offset >= iov[i].iov_len) {
@@ -70,10 +72,12 @@ static uint64_t copy(const struct iovec *iov, uint32_t count, uint64_t offset, u
         uint8_t *piece = (uint8_t *)iov[i].iov_base + offset;
         uint64_t room = iov[i].iov_len - offset;
         uint64_t part = room < size - done ? room : size - done;
-        if (is_into)
+        if (is_into) {
             memcpy(piece, flat + done, part);
-        else
+            vk_memory_wrote(chain->memory, piece, part);
+        } else {
             memcpy(flat + done, piece, part);
+        }
         done += part;
         offset = 0;
     }
@@ -82,12 +86,11 @@ static uint64_t copy(const struct iovec *iov, uint32_t count, uint64_t offset, u
 
 uint64_t vk_chain_read(const vk_chain *chain, uint64_t offset, void *to, uint64_t size)
 {
-    return copy(chain->iov, chain->readable, offset, to, size, false);
+    return copy(chain, false, offset, to, size);
 }
 
 uint64_t vk_chain_write(const vk_chain *chain, uint64_t offset, const void *from, uint64_t size)
 {
     /* The cast drops const for a buffer that is only read in this direction. */
-    return copy(chain->iov + chain->readable, chain->writable, offset, (uint8_t *)(uintptr_t)from,
-                size, true);
+    return copy(chain, true, offset, (uint8_t *)(uintptr_t)from, size);
 }

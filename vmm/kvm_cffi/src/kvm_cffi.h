@@ -9,6 +9,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "ram_api.h"
+/* It names types of guest RAM. */
 #include "api.h"
 
 /*

@@ -15,6 +15,7 @@ vk_memory *vk_memory_new(const struct vk_memory_region *regions, uint32_t count,
         return NULL;
     memory->count = 0;
     memory->room = count + spare;
+    atomic_init(&memory->dirty, NULL);
     for (uint32_t i = 0; i < count; i++) {
         const struct vk_memory_region *next = &regions[i];
         uint8_t *hva = (uint8_t *)(uintptr_t)next->hva;
@@ -44,6 +45,16 @@ int vk_memory_add(vk_memory *memory, const struct vk_memory_region *region)
 void vk_memory_free(vk_memory *memory)
 {
     free(memory);
+}
+
+void vk_memory_record(vk_memory *memory, vk_dirty *dirty)
+{
+    atomic_store(&memory->dirty, dirty);
+}
+
+void vk_memory_wrote_at(const vk_memory *memory, uint64_t hva, uint64_t size)
+{
+    vk_memory_wrote(memory, (const void *)(uintptr_t)hva, size);
 }
 
 /* GUEST: a range that leaves its run, or wraps, has no address. */

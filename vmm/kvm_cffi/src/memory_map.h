@@ -7,6 +7,7 @@
 #ifndef MEMORY_MAP_H
 #define MEMORY_MAP_H
 
+#include "dirty.h"
 #include "kvm_cffi.h"
 
 struct vk_memory_run {
@@ -19,8 +20,17 @@ struct vk_memory_run {
 struct vk_memory {
     uint32_t count;
     uint32_t room;
+    _Atomic(vk_dirty *) dirty; /* where writes are recorded, if anybody wants to know of them */
     struct vk_memory_run runs[];
 };
+
+/* Call it after every write to guest RAM by this process: nothing else sees them. */
+static inline void vk_memory_wrote(const vk_memory *memory, const void *at, uint64_t size)
+{
+    vk_dirty *dirty = atomic_load_explicit(&memory->dirty, memory_order_acquire);
+    if (__builtin_expect(dirty != NULL, 0))
+        vk_dirty_mark(dirty, (uintptr_t)at, size);
+}
 
 /*
  * How many bytes of a guest range lie in the run where it begins, and where they are in this process.

@@ -125,6 +125,11 @@ static int64_t read_packet(struct vk_net *net)
     ssize_t got = readv(net->tap_fd, iov, (int)count + 1);
     if (got < 0)
         return -errno;
+    for (uint64_t i = 0, left = (uint64_t)got; i < count && left != 0; i++) {
+        uint64_t part = left < iov[i].iov_len ? left : iov[i].iov_len;
+        vk_memory_wrote(chain->memory, iov[i].iov_base, part);
+        left -= part;
+    }
     return (uint64_t)got > room ? -EMSGSIZE : got;
 }
 

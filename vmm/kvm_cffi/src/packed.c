@@ -17,6 +17,7 @@
 #define DESC_FLAGS 14
 #define EVENT_POSITION 0
 #define EVENT_FLAGS 2
+#define EVENT_BYTES 4
 
 #define EVENTS_ENABLED 0
 #define EVENTS_DISABLED 1
@@ -147,6 +148,7 @@ void vk_packed_push(vk_queue *queue, uint16_t head, uint32_t written, uint16_t s
     memcpy(at + LENGTH, &written, sizeof written);
     memcpy(at + ID, &head, sizeof head);
     store_16_release(at + DESC_FLAGS, flags);
+    vk_memory_wrote(queue->memory, at, DESC_BYTES);
     advance(queue, &queue->next_used, &queue->used_wrap, slots);
 }
 
@@ -178,18 +180,24 @@ bool vk_packed_needs_interrupt(const vk_queue *queue, uint32_t unsignalled)
     return distance > 0 && distance <= unsignalled;
 }
 
+static void tell(const vk_queue *queue, uint16_t flags)
+{
+    store_16_release(queue->device + EVENT_FLAGS, flags);
+    vk_memory_wrote(queue->memory, queue->device, EVENT_BYTES);
+}
+
 void vk_packed_suppress(vk_queue *queue)
 {
-    store_16(queue->device + EVENT_FLAGS, EVENTS_DISABLED);
+    tell(queue, EVENTS_DISABLED);
 }
 
 /* Release: the driver sees the position before the flags that make it valid. */
 void vk_packed_enable(vk_queue *queue)
 {
     if (!vk_queue_has(queue, VK_QUEUE_EVENT_IDX)) {
-        store_16(queue->device + EVENT_FLAGS, EVENTS_ENABLED);
+        tell(queue, EVENTS_ENABLED);
         return;
     }
     store_16(queue->device + EVENT_POSITION, queue->next_avail | (queue->avail_wrap ? WRAP : 0));
-    store_16_release(queue->device + EVENT_FLAGS, EVENTS_AT_POSITION);
+    tell(queue, EVENTS_AT_POSITION);
 }

@@ -123,6 +123,7 @@ static inline void vk_walk_finish(const struct walk *walk, uint16_t head, uint16
 {
     uint32_t readable = walk->in_writable ? walk->readable : walk->pieces;
     uint32_t readable_bytes = walk->in_writable ? walk->readable_bytes : walk->bytes;
+    walk->chain->memory = walk->queue->memory;
     walk->chain->head = head;
     walk->chain->slots = slots;
     walk->chain->readable = (uint16_t)readable;

@@ -128,6 +128,8 @@ void vk_split_push(vk_queue *queue, uint16_t head, uint32_t written, uint16_t sl
     memcpy(at, &entry, sizeof entry);
     queue->next_used = (uint16_t)(queue->next_used + slots);
     store_16_release(queue->device + INDEX, queue->next_used);
+    vk_memory_wrote(queue->memory, at, sizeof entry);
+    vk_memory_wrote(queue->memory, queue->device + INDEX, sizeof queue->next_used);
 }
 
 bool vk_split_poll(vk_queue *queue)
@@ -148,17 +150,23 @@ bool vk_split_needs_interrupt(const vk_queue *queue, uint32_t unsignalled)
     return since_event < unsignalled;
 }
 
+static void tell(const vk_queue *queue, uint8_t *at, uint16_t value)
+{
+    store_16(at, value);
+    vk_memory_wrote(queue->memory, at, sizeof value);
+}
+
 /* With event indexes nothing is to be done: the driver kicks once for the position it was told. */
 void vk_split_suppress(vk_queue *queue)
 {
     if (!vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
-        store_16(queue->device + FLAGS, USED_NO_NOTIFY);
+        tell(queue, queue->device + FLAGS, USED_NO_NOTIFY);
 }
 
 void vk_split_enable(vk_queue *queue)
 {
     if (vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
-        store_16(avail_event(queue), queue->next_avail);
+        tell(queue, avail_event(queue), queue->next_avail);
     else
-        store_16(queue->device + FLAGS, 0);
+        tell(queue, queue->device + FLAGS, 0);
 }

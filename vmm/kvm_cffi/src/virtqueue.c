@@ -186,6 +186,13 @@ int vk_queue_push(vk_queue *queue, uint16_t head, uint32_t written)
     return 0;
 }
 
+int vk_queue_push_chain(vk_queue *queue, const vk_chain *chain, uint32_t written)
+{
+    for (uint32_t i = chain->readable; i < (uint32_t)chain->readable + chain->writable; i++)
+        vk_memory_wrote(chain->memory, chain->iov[i].iov_base, chain->iov[i].iov_len);
+    return vk_queue_push(queue, chain->head, written);
+}
+
 /* A broken queue has something to give too: its -EPROTO. */
 int vk_queue_poll(vk_queue *queue)
 {

@@ -27,6 +27,7 @@
 #define VK_CHAIN_MAX 1024
 
 struct vk_chain {
+    const vk_memory *memory; /* the pieces lie in it */
     uint16_t head;           /* hand it to vk_queue_push; unique among the chains in flight */
     uint16_t readable;       /* pieces that the device reads: iov[0] and on */
     uint16_t writable;       /* pieces that the device writes: iov[readable] and on */

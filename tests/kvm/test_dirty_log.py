@@ -1,0 +1,52 @@
+"""What changes in a machine's RAM, by its guest and by its devices, is in the dirty log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.kvm.guests import programs
+from tests.kvm.guests.image import RESULTS, write_kernel
+from tests.kvm.guests.machines import configure, running
+from tests.unit.test_write_record import pages_of
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
+
+PAGE = 4096
+
+
+async def test_pages_that_the_guest_writes_are_in_the_log_until_it_stands(tmp_path: Path) -> None:
+    kernel = write_kernel(tmp_path, programs.COUNT_AND_TELL)
+    async with running(configure(kernel)) as vm:
+        machine = vm.machine
+        with machine.watch_ram() as log:
+            first = log.collect()
+            at = len(vm.debug.output)
+            await vm.debug.wait_for(b".", after=at)
+            second = log.collect()
+            await vm.debug.wait_for(b".", after=len(vm.debug.output))
+            third = log.collect()
+            await machine.pause()
+            log.collect()
+            machine.memory.write(5 * PAGE - 1, b"ab")
+            machine.memory.discard(0x38_0000, 2 * PAGE)
+            last = log.collect()
+            await machine.resume()
+
+        assert sum(len(each) for each in first) == machine.memory.size // PAGE
+        assert pages_of(second) == pages_of(third) == {RESULTS}
+        assert pages_of(last) == {4 * PAGE, 5 * PAGE, 0x38_0000, 0x38_1000}
+        await vm.debug.wait_for(b".", after=len(vm.debug.output))
+
+
+async def test_log_can_be_opened_again_and_begins_with_all(tmp_path: Path) -> None:
+    kernel = write_kernel(tmp_path, programs.COUNT_AND_TELL)
+    async with running(configure(kernel)) as vm:
+        machine = vm.machine
+        for _ in range(3):
+            with machine.watch_ram() as log:
+                first = await trio.to_thread.run_sync(log.collect)
+
+                assert sum(len(each) for each in first) == machine.memory.size // PAGE
