@@ -1,13 +1,17 @@
 """pytest: run the tests marked `guest` in the nested host where this machine's KVM cannot.
 
 A conftest.py takes part with `from tools.nested_host.pytest_bridge import pytest_configure`. The
-tests are collected here as ever; one pytest in the nested host runs them all, and its reports are
-replayed here as they come, so that each test has its own line, duration and output.
+tests are collected here as ever and dealt out to one or two nested hosts, as many as this machine
+has room for. In each a pytest runs its share, and the reports are replayed here in the order of
+the tests, so that each test has its own line, duration and output.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -21,6 +25,8 @@ MARKER: Final = "guest"
 STALLED: Final = f"{Stalled.__module__}.{Stalled.__qualname__}"
 ATTEMPTS: Final = 4  # at one test; an emulated host may die under a guest that runs firmware
 MAX_DEATHS: Final = 8  # of the nested host, in one session
+MOST_HOSTS: Final = 2  # at once; each emulates two processors, mostly one at a time
+HOST_KIB: Final = 8 << 20  # of memory that must be free for each
 TOLD_LINES: Final = 6  # of what was said of such a death, in the summary
 
 
@@ -39,7 +45,8 @@ class GuestBridge:
     def __init__(self, config: pytest.Config, reason: str) -> None:
         self._config = config
         self._reason = reason
-        self._inner: InnerPytest | None = None
+        self._shares: list[list[str]] = []  # the tests that each nested host runs, in order
+        self._inner: dict[int, InnerPytest] = {}  # by the number of its share
         self._broken: str | None = None  # why no test can run at all
         self._replayed = 0
         self._stalls: list[str] = []  # the tests in which a guest stood still, tried once more
@@ -60,18 +67,18 @@ class GuestBridge:
 
     def _reports_of(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
         """Wait for the reports of a test; if the host dies it is restored, and asked again."""
+        number = self._share_of(item)
         for _ in range(ATTEMPTS):
             if self._broken is not None:
                 yield failure(item, self._broken)
                 return
             if len(self._deaths) >= MAX_DEATHS:
                 break
-            if self._inner is None:
-                self._inner = InnerPytest(self._config, remaining_guest_items(item))
             try:
-                reports = [self._restore(data) for data in self._inner.reports_of(item.nodeid)]
+                inner = self._started(number, item.nodeid)
+                reports = [self._restore(data) for data in inner.reports_of(item.nodeid)]
             except InnerPytestDied as death:
-                self._stop()
+                self._stop(number)
                 if not death.is_host:
                     if not death.has_reported:
                         self._broken = str(death)
@@ -82,7 +89,7 @@ class GuestBridge:
             else:
                 if item.nodeid not in self._stalls and any(map(has_stalled, reports)):
                     self._stalls.append(item.nodeid)
-                    self._stop()
+                    self._stop(number)
                     continue
                 yield from reports
                 return
@@ -98,14 +105,29 @@ class GuestBridge:
             report.longrepr = tuple(report.longrepr)  # where a test was skipped; JSON has no tuples
         return report
 
-    def _stop(self) -> None:
-        if self._inner is not None:
-            self._inner.stop()
-            self._inner = None
+    def _share_of(self, item: pytest.Item) -> int:
+        """Which share a test is of; the first that asks has all dealt out and begun."""
+        if not self._shares:
+            self._shares = dealt(guest_items(item.session))
+            for number, share in enumerate(self._shares):
+                self._started(number, share[0])
+        return next(n for n, share in enumerate(self._shares) if item.nodeid in share)
+
+    def _started(self, number: int, first: str) -> InnerPytest:
+        """The pytest that runs a share, started anew from a test on where it has ended."""
+        if number not in self._inner:
+            share = self._shares[number]
+            self._inner[number] = InnerPytest(self._config, share[share.index(first) :])
+        return self._inner[number]
+
+    def _stop(self, number: int) -> None:
+        if number in self._inner:
+            self._inner.pop(number).stop()
 
     def pytest_sessionfinish(self) -> None:
-        """End the nested host, however the session ended."""
-        self._stop()
+        """End the nested hosts, however the session ended."""
+        for number in list(self._inner):
+            self._stop(number)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what ran where, and what had to be tried again."""
@@ -132,14 +154,18 @@ def has_stalled(report: pytest.TestReport) -> bool:
     return report.failed and STALLED in report.longreprtext
 
 
-def remaining_guest_items(item: pytest.Item) -> list[str]:
-    """List the node ids of the guest tests from this one on, in order."""
-    items = item.session.items
-    return [
-        other.nodeid
-        for other in items[items.index(item) :]
-        if other.get_closest_marker(MARKER) is not None
-    ]
+def guest_items(session: pytest.Session) -> list[str]:
+    """List the node ids of all guest tests, in order."""
+    items = (item for item in session.items if item.get_closest_marker(MARKER) is not None)
+    return [item.nodeid for item in items]
+
+
+def dealt(tests: list[str]) -> list[list[str]]:
+    """Deal tests out, one by one, to as many nested hosts as there is room for; none is empty."""
+    available = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    room = int(available[1]) // HOST_KIB if available else 1
+    hosts = max(1, min(MOST_HOSTS, os.cpu_count() or 1, room, len(tests)))
+    return [tests[number::hosts] for number in range(hosts)]
 
 
 def failure(item: pytest.Item, text: str) -> pytest.TestReport:

@@ -15,10 +15,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from vmm.errors import ConfigError
+from vmm.kvm_cffi.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
 
     from vmm.pci.msix import Message, VectorChanged
 
@@ -38,7 +38,7 @@ class Routes(Protocol):
     def detach(self, fd: int, gsi: int) -> None: ...
 
 
-class MsixSources:
+class MsixSources(Closing):
     """The interrupt sources of one function; a context manager that closes their descriptors.
 
     ``fds`` has one eventfd a source: writing it raises the source's interrupt.
@@ -51,17 +51,6 @@ class MsixSources:
         self._vector_of: list[int | None] = [None] * sources
         self._gsi_of: dict[int, int] = {}
         self._unmasked: set[int] = set()
-
-    def __enter__(self) -> MsixSources:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Detach every source, close its descriptor and give the GSIs back."""

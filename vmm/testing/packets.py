@@ -20,14 +20,13 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from vmm.kvm_cffi import Virtqueue
+from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.net import NetCount, NetCounters, NetEngine, NetOutcome
 from vmm.testing.driver import Driver, PackedDriver, SplitDriver
 from vmm.testing.memory import FakeMemory
 from vmm.virtio.queue import QueueState
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm.kvm_cffi.limiter import Limiter
 
 HEADER = bytes(12)
@@ -40,7 +39,7 @@ LARGEST = 65550
 WIRE_BYTES = 1 << 20
 
 
-class PacketPair:
+class PacketPair(Closing):
     """A context manager; ``tap_fd`` is used instead of the wire if it is given."""
 
     def __init__(
@@ -151,14 +150,3 @@ class PacketPair:
     def close(self) -> None:
         """Let go of everything."""
         self._stack.close()
-
-    def __enter__(self) -> PacketPair:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
