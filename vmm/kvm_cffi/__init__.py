@@ -1,6 +1,7 @@
 """KVM from Python: one method an ioctl, and the vCPU loop that runs in C."""
 
 from vmm.kvm_cffi.guest_memory import GuestMemoryMap
+from vmm.kvm_cffi.iommu import Access, Fault, IommuDomain, IommuEndpoint, Mapping
 from vmm.kvm_cffi.mechanisms import (
     AllOnes,
     ByteRing,
@@ -33,6 +34,7 @@ from vmm.kvm_cffi.virtqueue import Virtqueue, VirtqueueChain
 from vmm.kvm_cffi.vm import Vm
 
 __all__ = [
+    "Access",
     "AllOnes",
     "ByteRing",
     "ClockData",
@@ -44,10 +46,14 @@ __all__ = [
     "ExitCounts",
     "ExitKind",
     "ExitRouter",
+    "Fault",
     "Fpu",
     "GuestMemoryMap",
+    "IommuDomain",
+    "IommuEndpoint",
     "Kvm",
     "Loop",
+    "Mapping",
     "Mechanism",
     "MsiRoute",
     "MsrEntry",

@@ -149,6 +149,9 @@ class Lib:
     VK_BREACH_INDIRECT_CHAINED: int
     VK_BREACH_TABLE_SIZE: int
     VK_BREACH_OVERRUN: int
+    VK_BREACH_TRANSLATION: int
+    VK_ACCESS_READ: int
+    VK_ACCESS_WRITE: int
     def vk_mechanism_read(
         self,
         mechanism: CData,
@@ -299,9 +302,34 @@ class Lib:
     def vk_receive_ranges(
         self, fd: int, memory: CData, ranges: CData, count: int, done: CData, most: int, /
     ) -> int: ...
+    def vk_domain_new(self, /) -> CData: ...
+    def vk_domain_free(self, domain: CData, /) -> None: ...
+    def vk_domain_map(self, domain: CData, mapping: CData, /) -> int: ...
+    def vk_domain_unmap(self, domain: CData, first: int, last: int, most: int, /) -> int: ...
+    def vk_domain_list(self, domain: CData, to: CData, room: int, /) -> int: ...
+    def vk_endpoint_new(self, /) -> CData: ...
+    def vk_endpoint_free(self, endpoint: CData, /) -> None: ...
+    def vk_endpoint_place(
+        self,
+        endpoint: CData,
+        domain: CData,
+        bypasses: int,
+        /,
+    ) -> None: ...
+    def vk_endpoint_forget(self, endpoint: CData, /) -> None: ...
+    def vk_endpoint_translate(
+        self,
+        endpoint: CData,
+        address: CData,
+        size: int,
+        access: int,
+        /,
+    ) -> int: ...
+    def vk_endpoint_take_fault(self, endpoint: CData, fault: CData, /) -> int: ...
     def vk_queue_new(
         self,
         memory: CData,
+        endpoint: CData,
         state: CData,
         kick_fd: int,
         interrupt_fd: int,

@@ -16,6 +16,7 @@ from vmm.kvm_cffi.mechanisms import allocated
 if TYPE_CHECKING:
     from vmm.kvm_cffi._kvm import CData
     from vmm.kvm_cffi.guest_memory import GuestMemoryMap
+    from vmm.kvm_cffi.iommu import IommuEndpoint
 
 
 class RingState(Protocol):
@@ -74,6 +75,9 @@ BREACHES = {
     lib.VK_BREACH_INDIRECT_CHAINED: "the indirect table at {0:#x} is linked with others",
     lib.VK_BREACH_TABLE_SIZE: "an indirect table has {0} bytes; it must be a multiple of 16",
     lib.VK_BREACH_OVERRUN: "{0} descriptors are in flight in a ring of {size}",
+    lib.VK_BREACH_TRANSLATION: (
+        "address {0:#x} is not mapped for the device by the IOMMU, or not for such access"
+    ),
 }
 
 
@@ -130,6 +134,7 @@ class Virtqueue(Generic[State]):
 
     ``interrupt_fd`` is the eventfd of its MSI-X vector, -1 for none; both descriptors are the
     caller's. ``handle`` is the ``vk_queue *`` for device code in C, valid while this object lives.
+    With an ``endpoint`` all addresses are the device's, as the IOMMU translates them.
     Raises: GuestError (guest) when the ring cannot be used as it is set up.
     """
 
@@ -140,13 +145,16 @@ class Virtqueue(Generic[State]):
         *,
         kick_fd: int = -1,
         interrupt_fd: int = -1,
+        endpoint: IommuEndpoint | None = None,
     ) -> None:
         self.index = state.index
         self.size = state.size
         self.kick_fd = kick_fd
         self._memory = memory
+        self._endpoint = endpoint
         self._state = state
-        made = lib.vk_queue_new(memory.handle, _in_c(state), kick_fd, interrupt_fd)
+        through = ffi.NULL if endpoint is None else endpoint.handle
+        made = lib.vk_queue_new(memory.handle, through, _in_c(state), kick_fd, interrupt_fd)
         self.handle = ffi.gc(allocated(made), lib.vk_queue_free)
         self._scratch = ffi.gc(allocated(lib.vk_chain_new()), lib.vk_chain_free)
         self.check()

@@ -174,6 +174,7 @@ enum vk_breach {
     VK_BREACH_INDIRECT_CHAINED,
     VK_BREACH_TABLE_SIZE,       /* the bytes of the table */
     VK_BREACH_OVERRUN,          /* the ring slots in flight, more than there are */
+    VK_BREACH_TRANSLATION,      /* the address, which the IOMMU does not let the device use so */
 };
 
 /* What a queue is made of and what a snapshot keeps of it. Packed positions: wrap counter in bit 15. */
@@ -198,9 +199,12 @@ struct vk_chain_facts {
     uint32_t writable_bytes;
 };
 
-/* A queue whose ring cannot be used is broken from the start. NULL: no memory. */
-vk_queue *vk_queue_new(const vk_memory *memory, const struct vk_queue_state *state, int kick_fd,
-                       int interrupt_fd);
+/*
+ * A queue whose ring cannot be used is broken from the start. Behind the IOMMU (with an endpoint, which
+ * outlives it) where its ring is shows at its first use. NULL: no memory.
+ */
+vk_queue *vk_queue_new(const vk_memory *memory, vk_endpoint *endpoint,
+                       const struct vk_queue_state *state, int kick_fd, int interrupt_fd);
 void vk_queue_free(vk_queue *queue);
 void vk_queue_save(const vk_queue *queue, struct vk_queue_state *state);
 int vk_queue_breach(const vk_queue *queue, uint64_t *value);

@@ -3,6 +3,24 @@
 
 #include <stdlib.h>
 
+/* GUEST: what lies in several pieces is copied, as far as it lies where the device may read. */
+static const uint8_t *copy_table(vk_queue *queue, uint64_t address, uint32_t bytes)
+{
+    if (bytes > VK_TABLE_MAX) {
+        vk_queue_break(queue, VK_BREACH_TABLE_SIZE, bytes);
+        return NULL;
+    }
+    for (uint32_t done = 0; done < bytes;) {
+        uint8_t *hva;
+        uint64_t run = vk_queue_leading(queue, address + done, bytes - done, VK_ACCESS_READ, &hva);
+        if (run == 0)
+            return NULL;
+        memcpy(queue->table + done, hva, run);
+        done += (uint32_t)run;
+    }
+    return queue->table;
+}
+
 /* GUEST: where and how long are the driver's, as they were copied. */
 const uint8_t *vk_find_table(vk_queue *queue, uint64_t gpa, uint32_t bytes)
 {
@@ -14,10 +32,16 @@ const uint8_t *vk_find_table(vk_queue *queue, uint64_t gpa, uint32_t bytes)
         vk_queue_break(queue, VK_BREACH_TABLE_SIZE, bytes);
         return NULL;
     }
-    const uint8_t *table = vk_memory_translate(queue->memory, gpa, bytes);
-    if (table == NULL)
+    uint8_t *hva;
+    uint64_t run = vk_queue_leading(queue, gpa, bytes, VK_ACCESS_READ, &hva);
+    if (run == bytes)
+        return hva;
+    const uint8_t *copied = NULL;
+    if (run != 0 && queue->endpoint != NULL)
+        copied = copy_table(queue, gpa, bytes);
+    if (copied == NULL)
         vk_queue_break(queue, VK_BREACH_ADDRESS, gpa);
-    return table;
+    return copied;
 }
 
 vk_chain *vk_chain_new(void)

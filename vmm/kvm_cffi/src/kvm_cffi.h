@@ -10,7 +10,8 @@
 #include <stdint.h>
 
 #include "ram_api.h"
-/* It names types of guest RAM. */
+#include "translation_api.h"
+/* It names types of these. */
 #include "api.h"
 
 /*

@@ -42,7 +42,7 @@ void vk_packed_load(vk_queue *queue, const struct vk_queue_state *state)
 
 static uint8_t *descriptor_at(const vk_queue *queue, uint32_t position)
 {
-    return queue->desc + DESC_BYTES * (size_t)position;
+    return part_at(&queue->desc, DESC_BYTES * (uint64_t)position);
 }
 
 static void advance(const vk_queue *queue, uint16_t *position, bool *wrap, uint32_t slots)
@@ -166,14 +166,14 @@ bool vk_packed_poll(vk_queue *queue)
  */
 bool vk_packed_needs_interrupt(const vk_queue *queue, uint32_t unsignalled)
 {
-    uint16_t flags = load_16_acquire(queue->driver + EVENT_FLAGS) & EVENT_FLAGS_MASK;
+    uint16_t flags = load_16_acquire(part_at(&queue->driver, EVENT_FLAGS)) & EVENT_FLAGS_MASK;
     if (flags == EVENTS_DISABLED)
         return false;
     if (flags != EVENTS_AT_POSITION || !vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
         return true;
     if (unsignalled > queue->size)
         return true;
-    uint16_t event = load_16(queue->driver + EVENT_POSITION);
+    uint16_t event = load_16(part_at(&queue->driver, EVENT_POSITION));
     int64_t distance = (int64_t)queue->next_used - (event & (WRAP - 1));
     if (((event & WRAP) != 0) != queue->used_wrap)
         distance += queue->size;
@@ -182,8 +182,9 @@ bool vk_packed_needs_interrupt(const vk_queue *queue, uint32_t unsignalled)
 
 static void tell(const vk_queue *queue, uint16_t flags)
 {
-    store_16_release(queue->device + EVENT_FLAGS, flags);
-    vk_memory_wrote(queue->memory, queue->device, EVENT_BYTES);
+    uint8_t *event = part_at(&queue->device, 0);
+    store_16_release(event + EVENT_FLAGS, flags);
+    vk_memory_wrote(queue->memory, event, EVENT_BYTES);
 }
 
 void vk_packed_suppress(vk_queue *queue)
@@ -198,6 +199,7 @@ void vk_packed_enable(vk_queue *queue)
         tell(queue, EVENTS_ENABLED);
         return;
     }
-    store_16(queue->device + EVENT_POSITION, queue->next_avail | (queue->avail_wrap ? WRAP : 0));
+    store_16(part_at(&queue->device, EVENT_POSITION),
+             queue->next_avail | (queue->avail_wrap ? WRAP : 0));
     tell(queue, EVENTS_AT_POSITION);
 }

@@ -70,8 +70,36 @@ static inline bool vk_queue_has(const vk_queue *queue, enum vk_queue_feature fea
     return (queue->features & feature) != 0;
 }
 
+static inline uint8_t *part_at(const struct vk_part *part, uint64_t offset)
+{
+    if (__builtin_expect(part->flat != NULL, 1))
+        return part->flat + offset;
+    offset += part->address % VK_PAGE;
+    return part->pages[offset / VK_PAGE] + offset % VK_PAGE;
+}
+
 /* Remembers the first breach; gives -EPROTO, to be returned. */
 __attribute__((cold)) int vk_queue_break(vk_queue *queue, enum vk_breach breach, uint64_t value);
+
+/*
+ * How many bytes from an address of the device's on lie together in this process, and where; 0: it has
+ * no such access to the first of them. Size is not 0.
+ *
+ * GUEST: both numbers may be anything.
+ */
+static inline uint64_t vk_queue_leading(vk_queue *queue, uint64_t address, uint64_t size,
+                                        enum vk_access access, uint8_t **hva)
+{
+    if (queue->endpoint != NULL) {
+        uint64_t from = address;
+        size = vk_endpoint_translate(queue->endpoint, &address, size, access);
+        if (size == 0) {
+            vk_queue_break(queue, VK_BREACH_TRANSLATION, from);
+            return 0;
+        }
+    }
+    return vk_memory_leading(queue->memory, address, size, hva);
+}
 
 /* A chain while it is built; what changes with every descriptor is kept here, in registers. */
 struct walk {
@@ -105,14 +133,22 @@ static inline int vk_walk_add(struct walk *walk, uint64_t gpa, uint32_t length, 
     if (length > UINT32_MAX - walk->bytes)
         return vk_queue_break(walk->queue, VK_BREACH_CHAIN_BYTES, (uint64_t)walk->bytes + length);
     walk->bytes += length;
+    enum vk_access access = is_writable ? VK_ACCESS_WRITE : VK_ACCESS_READ;
     for (uint64_t left = length; left != 0;) {
         uint8_t *hva;
-        uint64_t run = vk_memory_leading(walk->queue->memory, gpa, left, &hva);
+        uint64_t run = vk_queue_leading(walk->queue, gpa, left, access, &hva);
         if (run == 0)
             return vk_queue_break(walk->queue, VK_BREACH_ADDRESS, gpa);
         if (walk->pieces == VK_CHAIN_MAX)
             return vk_queue_break(walk->queue, VK_BREACH_CHAIN_LENGTH, VK_CHAIN_MAX);
-        walk->chain->iov[walk->pieces++] = (struct iovec){.iov_base = hva, .iov_len = run};
+        struct iovec *piece = &walk->chain->iov[walk->pieces];
+        /* Pages of one buffer that the IOMMU maps one by one are often neighbours all the same. */
+        if (left != length && (uint8_t *)piece[-1].iov_base + piece[-1].iov_len == hva) {
+            piece[-1].iov_len += run;
+        } else {
+            *piece = (struct iovec){.iov_base = hva, .iov_len = run};
+            walk->pieces++;
+        }
         gpa += run;
         left -= run;
     }

@@ -26,12 +26,12 @@ static uint32_t slot(const vk_queue *queue, uint16_t position)
 
 static uint8_t *used_event(const vk_queue *queue)
 {
-    return queue->driver + ENTRIES + 2 * (size_t)queue->size;
+    return part_at(&queue->driver, ENTRIES + 2 * (uint64_t)queue->size);
 }
 
 static uint8_t *avail_event(const vk_queue *queue)
 {
-    return queue->device + ENTRIES + sizeof(struct used_entry) * queue->size;
+    return part_at(&queue->device, ENTRIES + sizeof(struct used_entry) * queue->size);
 }
 
 void vk_split_load(vk_queue *queue, const struct vk_queue_state *state)
@@ -51,23 +51,27 @@ void vk_split_load(vk_queue *queue, const struct vk_queue_state *state)
  */
 static inline int walk_chain(struct walk *walk, uint16_t head)
 {
-    const uint8_t *table = walk->queue->desc;
+    const struct vk_part *table = &walk->queue->desc;
+    struct vk_part indirect = {.flat = NULL};
     uint32_t entries = walk->queue->size;
     bool is_indirect = false;
     uint32_t at = head;
     for (;;) {
         if (at >= entries)
             return vk_queue_break(walk->queue, VK_BREACH_NEXT, at);
-        struct descriptor descriptor = read_descriptor(table + DESC_BYTES * (size_t)at);
+        struct descriptor descriptor = read_descriptor(part_at(table, DESC_BYTES * (uint64_t)at));
         uint16_t flags = descriptor.first;
         if ((flags & DESC_INDIRECT) != 0) {
             if (is_indirect)
                 return vk_queue_break(walk->queue, VK_BREACH_INDIRECT_NESTED, descriptor.address);
             if ((flags & DESC_NEXT) != 0)
                 return vk_queue_break(walk->queue, VK_BREACH_INDIRECT_CHAINED, descriptor.address);
-            table = vk_find_table(walk->queue, descriptor.address, descriptor.length);
-            if (table == NULL)
+            const uint8_t *found =
+                vk_find_table(walk->queue, descriptor.address, descriptor.length);
+            if (found == NULL)
                 return -EPROTO;
+            indirect.flat = (uint8_t *)(uintptr_t)found;
+            table = &indirect;
             entries = descriptor.length / DESC_BYTES;
             is_indirect = true;
             at = 0;
@@ -87,7 +91,7 @@ static inline int walk_chain(struct walk *walk, uint16_t head)
  */
 static int look(vk_queue *queue)
 {
-    uint16_t avail = load_16_acquire(queue->driver + INDEX);
+    uint16_t avail = load_16_acquire(part_at(&queue->driver, INDEX));
     if ((uint16_t)(avail - queue->next_avail) > queue->size)
         return vk_queue_break(queue, VK_BREACH_AVAIL_INDEX, avail);
     queue->avail_seen = avail;
@@ -102,7 +106,8 @@ int vk_split_pop(vk_queue *queue, vk_chain *chain)
         if (arrived <= 0)
             return arrived;
     }
-    uint16_t head = load_16(queue->driver + ENTRIES + 2 * (size_t)slot(queue, queue->next_avail));
+    uint64_t entry = ENTRIES + 2 * (uint64_t)slot(queue, queue->next_avail);
+    uint16_t head = load_16(part_at(&queue->driver, entry));
     if (head >= queue->size)
         return vk_queue_break(queue, VK_BREACH_HEAD, head);
     if (queue->in_flight[head].slots != 0)
@@ -120,22 +125,32 @@ void vk_split_unpop(vk_queue *queue, uint16_t slots)
     queue->next_avail = (uint16_t)(queue->next_avail - slots);
 }
 
-/* Release: the entry, and all that the device wrote to the chain, is visible before the index. */
+static void put(const vk_queue *queue, uint64_t at, uint32_t value)
+{
+    uint8_t *field = part_at(&queue->device, at);
+    memcpy(field, &value, sizeof value);
+    vk_memory_wrote(queue->memory, field, sizeof value);
+}
+
+/*
+ * Release: the entry, and all that the device wrote to the chain, is visible before the index. An entry
+ * is aligned to one of its fields, so the two may lie in different pages.
+ */
 void vk_split_push(vk_queue *queue, uint16_t head, uint32_t written, uint16_t slots)
 {
-    const struct used_entry entry = {.head = head, .written = written};
-    uint8_t *at = queue->device + ENTRIES + sizeof entry * (size_t)slot(queue, queue->next_used);
-    memcpy(at, &entry, sizeof entry);
+    uint64_t entry = ENTRIES + sizeof(struct used_entry) * (uint64_t)slot(queue, queue->next_used);
+    put(queue, entry + offsetof(struct used_entry, head), head);
+    put(queue, entry + offsetof(struct used_entry, written), written);
     queue->next_used = (uint16_t)(queue->next_used + slots);
-    store_16_release(queue->device + INDEX, queue->next_used);
-    vk_memory_wrote(queue->memory, at, sizeof entry);
-    vk_memory_wrote(queue->memory, queue->device + INDEX, sizeof queue->next_used);
+    uint8_t *index = part_at(&queue->device, INDEX);
+    store_16_release(index, queue->next_used);
+    vk_memory_wrote(queue->memory, index, sizeof queue->next_used);
 }
 
 bool vk_split_poll(vk_queue *queue)
 {
     return queue->avail_seen != queue->next_avail ||
-           load_16(queue->driver + INDEX) != queue->next_avail;
+           load_16(part_at(&queue->driver, INDEX)) != queue->next_avail;
 }
 
 /*
@@ -145,7 +160,7 @@ bool vk_split_poll(vk_queue *queue)
 bool vk_split_needs_interrupt(const vk_queue *queue, uint32_t unsignalled)
 {
     if (!vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
-        return (load_16(queue->driver + FLAGS) & AVAIL_NO_INTERRUPT) == 0;
+        return (load_16(part_at(&queue->driver, FLAGS)) & AVAIL_NO_INTERRUPT) == 0;
     uint16_t since_event = (uint16_t)(queue->next_used - load_16(used_event(queue)) - 1);
     return since_event < unsignalled;
 }
@@ -160,7 +175,7 @@ static void tell(const vk_queue *queue, uint8_t *at, uint16_t value)
 void vk_split_suppress(vk_queue *queue)
 {
     if (!vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
-        tell(queue, queue->device + FLAGS, USED_NO_NOTIFY);
+        tell(queue, part_at(&queue->device, FLAGS), USED_NO_NOTIFY);
 }
 
 void vk_split_enable(vk_queue *queue)
@@ -168,5 +183,5 @@ void vk_split_enable(vk_queue *queue)
     if (vk_queue_has(queue, VK_QUEUE_EVENT_IDX))
         tell(queue, avail_event(queue), queue->next_avail);
     else
-        tell(queue, queue->device + FLAGS, 0);
+        tell(queue, part_at(&queue->device, FLAGS), 0);
 }

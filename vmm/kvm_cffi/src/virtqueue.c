@@ -22,70 +22,132 @@ static bool is_broken(const vk_queue *queue)
     return queue->breach != VK_BREACH_NONE;
 }
 
+static bool find_parts(vk_queue *queue);
+
+/* Behind the IOMMU the ring is looked for again when its mapping may have gone. */
+static inline bool is_usable(vk_queue *queue)
+{
+    if (queue->endpoint != NULL && queue->generation != queue->endpoint->generation)
+        find_parts(queue);
+    return !is_broken(queue);
+}
+
 static bool is_packed(const vk_queue *queue)
 {
     return vk_queue_has(queue, VK_QUEUE_PACKED);
 }
 
-/* GUEST: address and size are the driver's. A part of the ring that is not RAM breaks the queue. */
-static uint8_t *locate(vk_queue *queue, uint64_t gpa, uint64_t size, uint64_t alignment)
+/* GUEST: the part lies in several pieces, page by page; false when one is not to be had. */
+static bool find_pages(vk_queue *queue, struct vk_part *part)
 {
-    if (gpa % alignment != 0) {
-        vk_queue_break(queue, VK_BREACH_ALIGNMENT, gpa);
-        return NULL;
+    uint64_t skew = part->address % VK_PAGE;
+    for (uint64_t done = 0; done < part->size;) {
+        uint64_t in_page = (skew + done) % VK_PAGE, rest = part->size - done;
+        uint64_t bytes = rest < VK_PAGE - in_page ? rest : VK_PAGE - in_page;
+        uint8_t *hva;
+        if (vk_queue_leading(queue, part->address + done, bytes, part->access, &hva) != bytes)
+            return false;
+        part->pages[(skew + done) / VK_PAGE] = hva - in_page;
+        done += bytes;
     }
-    uint8_t *hva = vk_memory_translate(queue->memory, gpa, size);
-    if (hva == NULL)
-        vk_queue_break(queue, VK_BREACH_RING_ADDRESS, gpa);
-    return hva;
+    part->flat = NULL;
+    return true;
 }
 
-static void load(vk_queue *queue, const struct vk_queue_state *state)
+/* GUEST: address and size are the driver's. A part of the ring that is not RAM breaks the queue. */
+static bool find_part(vk_queue *queue, struct vk_part *part)
+{
+    uint64_t run = vk_queue_leading(queue, part->address, part->size, part->access, &part->flat);
+    if (run == part->size || (run != 0 && part->pages != NULL && find_pages(queue, part)))
+        return true;
+    vk_queue_break(queue, VK_BREACH_RING_ADDRESS, part->address);
+    return false;
+}
+
+static bool find_parts(vk_queue *queue)
+{
+    if (queue->endpoint != NULL)
+        queue->generation = queue->endpoint->generation;
+    return find_part(queue, &queue->desc) && find_part(queue, &queue->driver) &&
+           find_part(queue, &queue->device);
+}
+
+/* What a part is, before it is looked for; false: no memory. */
+static bool describe(vk_queue *queue, struct vk_part *part, uint64_t address, uint64_t size,
+                     uint64_t alignment, enum vk_access access)
+{
+    if (address % alignment != 0)
+        vk_queue_break(queue, VK_BREACH_ALIGNMENT, address);
+    part->address = address;
+    part->size = size;
+    part->access = access;
+    if (queue->endpoint == NULL)
+        return true;
+    part->pages = calloc(size / VK_PAGE + 2, sizeof part->pages[0]);
+    return part->pages != NULL;
+}
+
+/* False: no memory. */
+static bool load(vk_queue *queue, const struct vk_queue_state *state)
 {
     uint32_t size = state->size;
     bool is_power_of_two = (size & (size - 1)) == 0;
     if (size == 0 || size > SIZE_MAX_ENTRIES || (!is_packed(queue) && !is_power_of_two)) {
         vk_queue_break(queue, VK_BREACH_SIZE, size);
-        return;
+        return true;
     }
     uint64_t event = vk_queue_has(queue, VK_QUEUE_EVENT_IDX) ? 2 : 0;
     uint64_t driver_bytes = is_packed(queue) ? 4 : 4 + 2 * (uint64_t)size + event;
     uint64_t device_bytes = is_packed(queue) ? 4 : 4 + 8 * (uint64_t)size + event;
+    enum vk_access of_desc = VK_ACCESS_READ | (is_packed(queue) ? VK_ACCESS_WRITE : 0);
     queue->size = (uint16_t)size;
-    queue->desc = locate(queue, state->desc, DESC_BYTES * (uint64_t)size, 16);
-    queue->driver = locate(queue, state->driver, driver_bytes, is_packed(queue) ? 4 : 2);
-    queue->device = locate(queue, state->device, device_bytes, 4);
+    if (!describe(queue, &queue->desc, state->desc, DESC_BYTES * (uint64_t)size, 16, of_desc) ||
+        !describe(queue, &queue->driver, state->driver, driver_bytes, is_packed(queue) ? 4 : 2,
+                  VK_ACCESS_READ) ||
+        !describe(queue, &queue->device, state->device, device_bytes, 4, VK_ACCESS_WRITE))
+        return false;
+    if (queue->endpoint == NULL)
+        find_parts(queue);
+    else
+        queue->generation = queue->endpoint->generation - 1; /* the first use looks for them */
     if (is_packed(queue))
         vk_packed_load(queue, state);
     else
         vk_split_load(queue, state);
+    return true;
 }
 
-vk_queue *vk_queue_new(const vk_memory *memory, const struct vk_queue_state *state, int kick_fd,
-                       int interrupt_fd)
+vk_queue *vk_queue_new(const vk_memory *memory, vk_endpoint *endpoint,
+                       const struct vk_queue_state *state, int kick_fd, int interrupt_fd)
 {
     vk_queue *queue = calloc(1, sizeof *queue);
-    /* 256 KiB of addresses, but only the pages of heads in use ever become memory. */
-    struct vk_flight *in_flight = calloc(HEADS, sizeof *in_flight);
-    if (queue == NULL || in_flight == NULL) {
-        free(queue);
-        free(in_flight);
+    if (queue == NULL)
         return NULL;
-    }
     queue->memory = memory;
-    queue->in_flight = in_flight;
+    queue->endpoint = endpoint;
     queue->index = (uint16_t)state->index;
     queue->features = state->features;
     queue->kick_fd = kick_fd;
     atomic_init(&queue->interrupt_fd, interrupt_fd);
     queue->unsignalled =
         state->unsignalled < UNSIGNALLED_MAX ? state->unsignalled : UNSIGNALLED_MAX;
-    load(queue, state);
+    /* 256 KiB of addresses, but only the pages of heads in use ever become memory. */
+    queue->in_flight = calloc(HEADS, sizeof *queue->in_flight);
+    queue->table = endpoint == NULL ? NULL : malloc(VK_TABLE_MAX);
+    bool has_room = queue->in_flight != NULL && (endpoint == NULL || queue->table != NULL);
+    if (!has_room || !load(queue, state)) {
+        vk_queue_free(queue);
+        return NULL;
+    }
     return queue;
 }
 
 void vk_queue_free(vk_queue *queue)
 {
+    free(queue->desc.pages);
+    free(queue->driver.pages);
+    free(queue->device.pages);
+    free(queue->table);
     free(queue->in_flight);
     free(queue);
 }
@@ -133,7 +195,7 @@ uint32_t vk_queue_in_flight(const vk_queue *queue)
 /* GUEST: a head that is already in flight would let the guest have one request completed twice. */
 int vk_queue_pop(vk_queue *queue, vk_chain *chain)
 {
-    if (is_broken(queue))
+    if (!is_usable(queue))
         return -EPROTO;
     int result = is_packed(queue) ? vk_packed_pop(queue, chain) : vk_split_pop(queue, chain);
     if (result == 1) {
@@ -155,7 +217,7 @@ static uint16_t land(vk_queue *queue, uint16_t head)
 
 int vk_queue_unpop(vk_queue *queue, uint16_t head)
 {
-    if (is_broken(queue))
+    if (!is_usable(queue))
         return -EPROTO;
     if (queue->in_flight[head].slots == 0)
         return -ENOENT;
@@ -171,7 +233,7 @@ int vk_queue_unpop(vk_queue *queue, uint16_t head)
 
 int vk_queue_push(vk_queue *queue, uint16_t head, uint32_t written)
 {
-    if (is_broken(queue))
+    if (!is_usable(queue))
         return -EPROTO;
     uint16_t slots = land(queue, head);
     if (slots == 0)
@@ -196,7 +258,7 @@ int vk_queue_push_chain(vk_queue *queue, const vk_chain *chain, uint32_t written
 /* A broken queue has something to give too: its -EPROTO. */
 int vk_queue_poll(vk_queue *queue)
 {
-    if (is_broken(queue))
+    if (!is_usable(queue))
         return 1;
     return is_packed(queue) ? vk_packed_poll(queue) : vk_split_poll(queue);
 }
@@ -208,7 +270,7 @@ int vk_queue_poll(vk_queue *queue)
  */
 int vk_queue_needs_interrupt(vk_queue *queue)
 {
-    if (is_broken(queue))
+    if (!is_usable(queue))
         return -EPROTO;
     uint32_t unsignalled = queue->unsignalled;
     if (unsignalled == 0)
@@ -231,7 +293,7 @@ int vk_queue_signal(vk_queue *queue)
 
 int vk_queue_suppress(vk_queue *queue)
 {
-    if (is_broken(queue))
+    if (!is_usable(queue))
         return -EPROTO;
     if (is_packed(queue))
         vk_packed_suppress(queue);
@@ -247,7 +309,7 @@ int vk_queue_suppress(vk_queue *queue)
  */
 int vk_queue_enable(vk_queue *queue)
 {
-    if (is_broken(queue))
+    if (!is_usable(queue))
         return -EPROTO;
     if (is_packed(queue))
         vk_packed_enable(queue);

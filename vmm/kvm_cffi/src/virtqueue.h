@@ -16,6 +16,7 @@
 #define VIRTQUEUE_H
 
 #include "memory_map.h"
+#include "translation.h"
 
 #include <sys/uio.h>
 
@@ -25,6 +26,9 @@
  * may be longer than their queue, which the specification denies to drivers but some rely on.
  */
 #define VK_CHAIN_MAX 1024
+
+/* The most bytes of an indirect table that lies in several pieces. */
+#define VK_TABLE_MAX (VK_CHAIN_MAX * 16u)
 
 struct vk_chain {
     const vk_memory *memory; /* the pieces lie in it */
@@ -43,11 +47,29 @@ struct vk_flight {
     uint16_t position;
 };
 
+/* The unit of the IOMMU's mappings: what lies in one such page is together in guest memory. */
+#define VK_PAGE 4096u
+
+/*
+ * A part of the ring, or a table. Through the IOMMU it may lie in pages here and there; its fields,
+ * which are aligned to their size, each lie in one.
+ */
+struct vk_part {
+    uint8_t *flat;   /* NULL: it lies in several pieces */
+    uint8_t **pages; /* then: each page's first byte; NULL without an IOMMU */
+    uint64_t address;
+    uint64_t size;
+    enum vk_access access;
+};
+
 struct vk_queue {
     const vk_memory *memory;
-    uint8_t *desc;   /* descriptor table or ring */
-    uint8_t *driver; /* available ring, or the driver's event suppression */
-    uint8_t *device; /* used ring, or the device's event suppression */
+    vk_endpoint *endpoint;   /* NULL: addresses are the guest's own */
+    uint64_t generation;     /* the endpoint's, when the parts were found */
+    uint8_t *table;          /* with an endpoint: room for a copy of an indirect table in pieces */
+    struct vk_part desc;     /* descriptor table or ring */
+    struct vk_part driver;   /* available ring, or the driver's event suppression */
+    struct vk_part device;   /* used ring, or the device's event suppression */
     uint16_t index;
     uint16_t size;
     uint32_t features; /* enum vk_queue_feature */
