@@ -37,7 +37,7 @@ async def test_guest_runs_in_zones_of_each_backing(
     place: Path, linux: Kernel, minimal: Path
 ) -> None:
     zones = [
-        "id=huge,size=256M,hugepages=on,prefault=on",
+        "id=huge,size=256M,hugepages=on,hugepage_size=2M,prefault=on",
         f"id=file,size=128M,file={place / 'ram'},shared=on",
         "id=bound,size=128M,host_numa_node=0,mergeable=on,reserve=on",
     ]

@@ -220,6 +220,23 @@ async def test_device_is_where_the_configuration_wants_it(
     }
 
 
+async def test_single_device_is_where_its_section_wants_it(tmp_path: Path) -> None:
+    place = {"pci_segment": 1}
+    config = configure(
+        write_kernel(tmp_path, HALT),
+        platform={"num_pci_segments": 2},
+        rtc={**place, "pci_device_id": 7},
+        balloon={**place, "pci_device_id": 9, "size": 0},
+        console={**place, "pci_device_id": 11, "mode": "Null"},
+    )
+
+    async with running(config) as vm:
+        tree = vm.machine.device_tree
+
+    for name, slot in (("__rtc", 7), ("__balloon", 9), ("__console", 11)):
+        assert tree[f"_virtio-pci-{name}"]["pci_bdf"] == f"0001:00:{slot:02x}.0"
+
+
 @pytest.mark.parametrize(
     ("source", "reason"), [("/nowhere", "ENOENT"), ("/", "EISDIR"), ("", "ENOENT")]
 )

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.unit.api_fixture import FakeOwner, serving
+from tests.unit.contract import DOCUMENT, SCHEMAS
 from vmm.api import absent
 from vmm.api.openapi import ALIASES, document
 from vmm.api.paths import ROUTES
 from vmm.api.routes import Route
-
-CONTRACT = Path(__file__).resolve().parents[1] / "contract" / "openapi.yaml"
 
 STATED_AND_NO_FIELD = {("GenericVhostUserConfig", "tag")}
 """Fields that the contract requires without describing them."""
@@ -37,20 +35,13 @@ REQUIRED_HERE_ONLY = {
 """Without these a request says nothing: docs/decisions/0002-config-model.md."""
 
 
-def contract() -> dict[str, Any]:
-    read = yaml.safe_load(CONTRACT.read_text())
-    assert isinstance(read, dict)
-    return read
-
-
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for path, methods in contract()["paths"].items():
+    for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
 
 
 OPERATIONS = list(operations())
-SCHEMAS: dict[str, dict[str, Any]] = contract()["components"]["schemas"]
 ABSENT = {route.path for route in absent.ROUTES}
 
 
@@ -112,7 +103,7 @@ def test_request_of_the_contract_is_served_as_it_says(
 
 
 def test_request_beyond_the_contract_is_known() -> None:
-    beyond = set(document()["paths"]) - set(contract()["paths"])
+    beyond = set(document()["paths"]) - set(DOCUMENT["paths"])
 
     assert beyond == {"/vm.nmi"}
     assert document()["info"]["version"]

@@ -18,12 +18,14 @@ def open_backend(
     file: str | None = None,
     socket: str | None = None,
     has_keyboard: bool = True,
+    has_socket: bool = True,
 ) -> AbstractAsyncContextManager[SizedBackend]:
     """Choose the back end for a mode: Off, Null, Tty, File, Pty or Socket.
 
     ``name`` is the console's in messages ("serial"); ``file`` and ``socket`` are the paths of the
-    modes File and Socket; ``has_keyboard`` says whether mode Tty takes the terminal's input. Enter
-    what is returned in the scope that owns the console.
+    modes File and Socket; ``has_keyboard`` says whether mode Tty takes the terminal's input, and
+    ``has_socket`` whether there is a mode Socket. Enter what is returned in the scope that owns the
+    console.
 
     Raises: ConfigError when the mode is unknown or its path is missing; entering, HostError.
     """
@@ -40,6 +42,11 @@ def open_backend(
             return open_pty(name)
         case "File":
             return open_file(_needed(file, name, mode, "file"), name)
+        case "Socket" if not has_socket:
+            raise ConfigError(
+                f"{name}.mode is Socket: No socket option support for console device; "
+                "use serial.socket or another mode"
+            )
         case "Socket":
             from vmm.console.unix_socket import open_socket
 

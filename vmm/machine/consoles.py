@@ -49,7 +49,13 @@ async def open_consoles(config: VmConfig) -> AsyncIterator[Consoles]:
                 open_backend(serial.mode, name="serial", file=serial.file, socket=serial.socket)
             ),
             await stack.enter_async_context(
-                open_backend(debug.mode, name="debug_console", file=debug.file, has_keyboard=False)
+                open_backend(
+                    debug.mode,
+                    name="debug_console",
+                    file=debug.file,
+                    has_keyboard=False,
+                    has_socket=False,
+                )
             ),
             await stack.enter_async_context(
                 open_backend("Tty", name="firmware's debug port", has_keyboard=False)
@@ -61,6 +67,7 @@ async def open_consoles(config: VmConfig) -> AsyncIterator[Consoles]:
                     file=console.file,
                     # A key goes to one of them. A serial terminal has been asked for by name.
                     has_keyboard=serial.mode != "Tty",
+                    has_socket=False,
                 )
             ),
         )
