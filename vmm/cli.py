@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
@@ -33,6 +33,9 @@ from vmm.config.values import shape_of, unwrap
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, UnsupportedError, causes
 
+if TYPE_CHECKING:
+    from vmm.config.requests import RestoreConfig
+
 logger = logging.getLogger(__name__)
 
 PROGRAM = "trio-vmm"
@@ -45,10 +48,11 @@ VMM_OPTIONS = {
     "api-socket": "Where the API is served: path=<path>, fd=<number> or a bare path",
     "event-monitor": "Where events are written: path=<path> or fd=<number>",
     "log-file": "Where the log is written, instead of stderr; the file is replaced",
+    "restore": "The snapshot to go on from: source_url=<url> and how; not beside a payload",
     "log-format": "What a line of the log looks like: a text with tokens such as {level} and {msg}",
     "seccomp": f"Accepted for compatibility, without effect: {', '.join(SECCOMP_MODES)}",
 }
-ABSENT_OPTIONS = ("restore", "fw-cfg-config", "gdb", "ivshmem")
+ABSENT_OPTIONS = ("fw-cfg-config", "gdb", "ivshmem")
 """Documented options that this version has not; each is refused by name."""
 
 
@@ -56,10 +60,11 @@ class Invocation(NamedTuple):
     """What one command line asks for.
 
     ``api_socket`` and ``event_monitor`` are a path or the number of an inherited descriptor;
-    without ``config`` the VMM waits for the API to create a VM.
+    without ``config`` and ``restore`` the VMM waits for the API to create a VM.
     """
 
     config: VmConfig | None = None
+    restore: RestoreConfig | None = None
     api_socket: str | int | None = None
     event_monitor: str | int | None = None
     log_file: str | None = None
@@ -122,6 +127,8 @@ def parse(argv: Sequence[str]) -> Invocation:
     _warn_of_seccomp(given.seccomp)
     return Invocation(
         config=_parse_config(given, vm_options, payload) if has_boot_item else None,
+        # A payload goes before a snapshot, as in the original.
+        restore=None if has_boot_item else _parse_restore(given.restore),
         api_socket=None if given.api_socket is None else _parse_api_socket(given.api_socket),
         event_monitor=_parse_event_monitor(given.event_monitor),
         log_file=given.log_file,
@@ -308,6 +315,21 @@ def _path_or_descriptor(flag: str, text: str, given: dict[str, str]) -> str | in
             f"{flag} {text}: Unable to convert {number} for fd; give a number up to {I32_MAX}"
         )
     return descriptor
+
+
+def _parse_restore(text: str | None) -> RestoreConfig | None:
+    """Read the option. Raises: ConfigError (caller)."""
+    if text is None:
+        return None
+    from vmm.config.requests import RestoreConfig  # Only now: most VMs are booted.
+    from vmm.config.rules.restore import validate_restore
+
+    try:
+        restore = parse_option(RestoreConfig, text)
+        validate_restore(restore)
+    except ConfigError as error:
+        raise ConfigError("Error parsing restore") from error
+    return restore
 
 
 def _parse_config(

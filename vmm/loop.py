@@ -23,7 +23,7 @@ import trio
 
 from vmm import __version__
 from vmm.cli import format_error_chain
-from vmm.errors import VmmError
+from vmm.errors import UnsupportedError, VmmError
 from vmm.events import open_event_sink
 from vmm.machine.commands import Boot, Create
 from vmm.machine.consoles import open_consoles
@@ -46,9 +46,14 @@ EXIT_FAILURE = 1
 async def run_vmm(invocation: Invocation) -> int:
     """Run the VMM until it is told to end, and return the process's exit code.
 
-    Raises: VmmError when the event monitor or the API socket cannot be opened.
+    Raises: VmmError when the event monitor or the API socket cannot be opened, or for a restore,
+    which this version does not have.
     Cancel: nothing is left behind.
     """
+    if invocation.restore is not None:
+        raise VmmError("Error restoring VM") from UnsupportedError(
+            "--restore is not in this version of the VMM; boot the VM instead"
+        )
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(_receive_signals())
         events = stack.enter_context(open_event_sink(invocation.event_monitor))

@@ -181,10 +181,49 @@ def test_parse_seccomp_that_would_filter_warns(caplog: pytest.LogCaptureFixture)
     assert "--seccomp log has no effect" in caplog.text
 
 
-@pytest.mark.parametrize("option", ["--restore", "--gdb", "--ivshmem", "--fw-cfg-config"])
+@pytest.mark.parametrize("option", ["--gdb", "--ivshmem", "--fw-cfg-config"])
 def test_parse_option_that_is_absent_here_is_refused_by_name(option: str) -> None:
     with pytest.raises(UnsupportedError, match=option):
         parse([option, "x=y"])
+
+
+def test_parse_restore_alone_makes_no_vm_of_its_own() -> None:
+    text = "source_url=file:///s,prefault=on,net_fds=[n@[3,4]],resume=true"
+
+    invocation = parse(["--restore", text, "--api-socket", "/a"])
+
+    assert invocation.config is None
+    assert invocation.restore is not None
+    assert invocation.restore.to_json() == {
+        "source_url": "file:///s",
+        "prefault": True,
+        "memory_restore_mode": "Copy",
+        "net_fds": [{"num_fds": 2, "id": "n", "fds": [3, 4]}],
+        "resume": True,
+    }
+
+
+def test_parse_payload_goes_before_a_restore() -> None:
+    invocation = parse(["--restore", "source_url=file:///s", "--kernel", "/k"])
+
+    assert invocation.restore is None
+    assert invocation.config is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prefault=on", "source_url is missing"),
+        ("source_url=file:///s,oops=1", "Unknown option: oops"),
+        ("source_url=file:///s,prefault=on,memory_restore_mode=ondemand", "give one of them"),
+        ("source_url=file:///s,net_fds=[n@[3],n@[4]]", "Identifier n is not unique"),
+        ("source_url=file:///s,zone_updates=[z@0,z@1]", "Identifier z is not unique"),
+    ],
+)
+def test_parse_restore_that_breaks_a_rule_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match="Error parsing restore") as caught:
+        parse(["--restore", text])
+    assert words in format_error_chain(caught.value)
 
 
 def test_parse_kernel_alone_has_the_defaults() -> None:
