@@ -139,6 +139,21 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
         "power of 2 no greater than 32768: 3",
     ),
     (
+        {
+            **SHARED,
+            "generic-vhost-user": [
+                {"socket": "/", "queue_sizes": [2], "device_type": 1, "iommu": True}
+            ],
+        },
+        "generic_vhost_user[0].iommu",
+        "Device does not support being placed behind IOMMU",
+    ),
+    (
+        {**SHARED, "fs": [{"tag": "t", "socket": "/s", "pci_segment": 1}]},
+        "fs[0].pci_segment (--fs",
+        "Invalid PCI segment id: 1",
+    ),
+    (
         {**SHARED, "generic-vhost-user": [{"socket": "/", "queue_sizes": [2], "device_type": 23}]},
         "generic_vhost_user[0].device_type (--generic-vhost-user device_type=)",
         "23 (iommu), which is not supported",

@@ -246,7 +246,22 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
         "give one below 32",
     ),
     ({"rtc": {"pci_device_id": 0}}, "rtc.pci_device_id (--rtc", "reserved"),
-    ({"rng": {"src": "/r", "pci_segment": 1}}, "rng.pci_segment (--rng", "segment id: 1"),
+    ({"rng": {"src": "/r", "pci_segment": 1}}, "rng.pci_segment (--rng", "PCI segment id: 1"),
+    ({"rtc": {"pci_segment": 1}}, "rtc.pci_segment (--rtc", "Invalid PCI segment id: 1"),
+    ({"console": {"mode": "Off", "pci_segment": 1}}, "console.pci_segment", "PCI segment id: 1"),
+    ({"balloon": {"size": 0, "pci_segment": 1}}, "balloon.pci_segment", "PCI segment id: 1"),
+    ({"net": [{"pci_segment": 1}]}, "net[0].pci_segment (--net", "Invalid PCI segment id: 1"),
+    ({"pmem": [{"file": "/p", "pci_segment": 1}]}, "pmem[0].pci_segment", "PCI segment id: 1"),
+    (
+        {"vsock": {"cid": 3, "socket": "/s", "pci_segment": 1}},
+        "vsock.pci_segment (--vsock",
+        "Invalid PCI segment id: 1",
+    ),
+    (
+        {"vdpa": [{"path": "/v", "pci_segment": 1}]},
+        "vdpa[0].pci_segment (--vdpa",
+        "Invalid PCI segment id: 1",
+    ),
     ({"pmem": [{"file": "/p", "id": "__rng"}]}, "pmem[0].id (--pmem id=)", "begins with __"),
 ]
 

@@ -11,7 +11,11 @@ from tests.unit import test_config_rules_machine as machine
 from tests.unit.test_config_validation import config_of, problems
 
 PATH_AND_FLAG = re.compile(r"[a-z_]+[\w.\[\]]* \(--[a-z-]+[ ,)]")
-WITHOUT_A_FLAG = ("fs[0].iommu is true", "user_devices[0].iommu is true")
+WITHOUT_A_FLAG = (
+    "fs[0].iommu is true",
+    "generic_vhost_user[0].iommu is true",
+    "user_devices[0].iommu is true",
+)
 """The command line cannot say this, so there is nothing to name."""
 
 
