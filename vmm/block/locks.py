@@ -24,18 +24,37 @@ WHOLE_FILE = 0
 """As a length: to the end of the file, wherever that comes to be."""
 
 
+class ImageLock:
+    """A lock on an image that may be given to another VMM, and taken back; see ``lock_image``."""
+
+    def __init__(self, fd: int, path: str, *, exclusive: bool, length: int) -> None:
+        self._fd = fd
+        self._path = path
+        self._exclusive = exclusive
+        self._length = length
+
+    def take(self) -> None:
+        """Take it; one that is held stays so. Raises: HostError when another excludes it."""
+        lock_image(self._fd, self._path, exclusive=self._exclusive, length=self._length)
+
+    def release(self) -> None:
+        """Give it back; a second call does nothing."""
+        _set(self._fd, fcntl.F_UNLCK, WHOLE_FILE)
+
+
 @contextmanager
-def image_lock(fd: int, path: str, *, exclusive: bool, length: int) -> Iterator[None]:
+def image_lock(fd: int, path: str, *, exclusive: bool, length: int) -> Iterator[ImageLock]:
     """Hold a lock on an image; see ``lock_image``.
 
     Leaving gives it back at once. Closing would not always: a ring of the kernel's that the file
     was registered with may outlive its own descriptor for a while.
     """
-    lock_image(fd, path, exclusive=exclusive, length=length)
+    lock = ImageLock(fd, path, exclusive=exclusive, length=length)
+    lock.take()
     try:
-        yield
+        yield lock
     finally:
-        _set(fd, fcntl.F_UNLCK, WHOLE_FILE)
+        lock.release()
 
 
 def lock_image(fd: int, path: str, *, exclusive: bool, length: int) -> None:

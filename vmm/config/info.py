@@ -38,6 +38,38 @@ class VmInfo(ConfigModel):
     device_tree: dict[str, DeviceNode] | None = None
 
 
+class MigrationPhase(StrEnum):
+    """How far a migration is; the last three are ends."""
+
+    CONNECTING = "Connecting"
+    MEMORY = "Memory"
+    STATE = "State"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class MigrationInfo(ConfigModel):
+    """A migration under way, or the last one. Sizes in bytes, rates in bytes a second.
+
+    ``iteration`` counts the passes over RAM from 0; ``dirty_bytes`` are those still to be sent or
+    written anew since. ``downtime_ms`` is an estimate until the VM has moved.
+    """
+
+    is_incoming: bool
+    phase: Choice[MigrationPhase]
+    iteration: U64
+    memory_bytes: U64
+    transferred_bytes: U64
+    dirty_bytes: U64
+    dirty_rate: U64
+    throughput: U64
+    elapsed_ms: U64
+    remaining_ms: U64 | None = None
+    downtime_ms: U64 | None = None
+    error: Text | None = None
+
+
 class PciDeviceInfo(ConfigModel):
     """Where a device that was added has its place: ``0000:00:05.0``."""
 

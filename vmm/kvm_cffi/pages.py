@@ -43,6 +43,11 @@ class PageSet:
         if rest:
             self.bits[whole] = (1 << rest) - 1
 
+    def add(self, other: PageSet) -> None:
+        """Have the pages of another set of the same region too."""
+        joined = int.from_bytes(self.bits, "little") | int.from_bytes(other.bits, "little")
+        self.bits[:] = joined.to_bytes(len(self.bits), "little")
+
     def drop_zeros(self, hva: int, first: int, count: int) -> None:
         """Forget the pages, among ``count`` from ``first`` on, that hold nothing but zeros.
 
@@ -53,13 +58,20 @@ class PageSet:
             page_0 = ffi.cast("uint8_t *", hva)
             lib.vk_pages_drop_zeros(ffi.cast("uint64_t *", bits), page_0, first, count)
 
-    def ranges(self, start: int, most_pages: int, room: int) -> tuple[RangeTable, int]:
-        """The pages from ``start`` on, in at most ``room`` ranges, and the page to go on at."""
+    def ranges(
+        self, start: int, most_pages: int, room: int, end: int | None = None
+    ) -> tuple[RangeTable, int]:
+        """The pages from ``start`` on, in at most ``room`` ranges, and the page to go on at.
+
+        ``end`` is the page before which it ends at the latest.
+        """
         table = ffi.new("struct vk_range[]", room)
         at = ffi.new("uint64_t *", start)
         with ffi.from_buffer(self.bits) as bits:
             words = ffi.cast("uint64_t *", bits)
-            count = lib.vk_pages_ranges(words, self.pages, self.gpa, at, most_pages, table, room)
+            count = lib.vk_pages_ranges(
+                words, end or self.pages, self.gpa, at, most_pages, table, room
+            )
         return RangeTable(table, count), int(at[0])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,6 +18,7 @@ from vmm.virtio.block import Block
 from vmm.virtio.rate_limit import limiter_of
 
 if TYPE_CHECKING:
+    from vmm.block.locks import ImageLock
     from vmm.block.raw import RawImage
     from vmm.config.disk import DiskConfig
     from vmm.config.rate_limit import RateLimitGroupConfig
@@ -36,6 +37,8 @@ class DiskPool:
         self, groups: Mapping[str, Limiter | None], worker_cpus: Iterable[int] = ()
     ) -> None:
         self.groups = groups
+        self.locks: set[ImageLock] = set()
+        """Those of the images that are open."""
         self._worker_cpus = set(worker_cpus)
 
     @property
@@ -86,7 +89,7 @@ async def open_disk(config: DiskConfig, id: str, pool: DiskPool) -> AsyncIterato
     pool.admit(config, id)
     wanted = None if config.image_type is ImageType.UNKNOWN else Format(config.image_type)
     opened = open_image(config.path, wanted=wanted, read_only=config.readonly, direct=config.direct)
-    with opened as image, _lock(image.file, config.lock_granularity):
+    with opened as image, _lock(image.file, config.lock_granularity, pool):
         if not config.sparse:
             await trio.to_thread.run_sync(image.file.preallocate)
         yield Block(
@@ -108,9 +111,16 @@ def _limiter(config: DiskConfig, pool: DiskPool) -> Limiter | None:
     return limiter_of(config.rate_limiter_config)
 
 
-def _lock(image: RawImage, granularity: LockGranularity) -> AbstractContextManager[None]:
+@contextmanager
+def _lock(image: RawImage, granularity: LockGranularity, pool: DiskPool) -> Iterator[None]:
     """Keep other writers away. What is locked is what the image holds or may hold now."""
     length = WHOLE_FILE
     if granularity is LockGranularity.BYTE_RANGE:
         length = max(image.size, image.allocated)
-    return image_lock(image.fd, image.path, exclusive=not image.read_only, length=length)
+    exclusive = not image.read_only
+    with image_lock(image.fd, image.path, exclusive=exclusive, length=length) as lock:
+        pool.locks.add(lock)
+        try:
+            yield
+        finally:
+            pool.locks.discard(lock)

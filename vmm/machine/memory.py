@@ -11,7 +11,7 @@ import io
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.layout import RamRange
@@ -38,7 +38,10 @@ POPULATE_STEP = 64 << 20
 
 
 class Region(NamedTuple):
-    """One mapped piece of RAM: guest address, size in bytes, host address, KVM slot."""
+    """One mapped piece of RAM: guest address, size in bytes, host address, KVM slot.
+
+    ``fd`` is what it is mapped from, at ``offset``; None for memory that has no descriptor.
+    """
 
     gpa: int
     size: int
@@ -47,6 +50,8 @@ class Region(NamedTuple):
     zone: Zone
     mapping: mmap.mmap
     view: memoryview
+    fd: int | None
+    offset: int
 
 
 class GuestMemory:
@@ -70,22 +75,33 @@ class GuestMemory:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, zones: Sequence[Zone], ranges: Sequence[RamRange]) -> Iterator[GuestMemory]:
+    def open(
+        cls,
+        zones: Sequence[Zone],
+        ranges: Sequence[RamRange],
+        fds: Mapping[int, int] | None = None,
+    ) -> Iterator[GuestMemory]:
         """Map every zone; on leaving unmap them again.
 
+        ``fds`` are the descriptors, by slot, of memory that another VMM hands over.
         Raises: ConfigError (caller: zone sizes), HostError (host: file, memfd or huge pages).
         """
         with contextlib.ExitStack() as mappings:
             pieces = enumerate(lay_out(zones, ranges))
-            yield cls([_open_region(mappings, slot, piece) for slot, piece in pieces], mappings)
+            given = fds or {}
+            regions = [
+                _open_region(mappings, slot, piece, given.get(slot)) for slot, piece in pieces
+            ]
+            yield cls(regions, mappings)
 
-    def add(self, zone: Zone, gpa: int, slot: int) -> Region:
+    def add(self, zone: Zone, gpa: int, slot: int, fd: int | None = None) -> Region:
         """Map one more zone, behind all others; its slot is the caller's to enter.
 
+        ``fd`` is the descriptor of memory that another VMM hands over.
         Raises: ConfigError (caller: its size), HostError.
         """
         [piece] = lay_out([zone], [RamRange(gpa, zone.size)])
-        region = _open_region(self._mappings, slot, piece)
+        region = _open_region(self._mappings, slot, piece, fd)
         self._set([*self.regions, region])
         return region
 
@@ -202,11 +218,15 @@ def _nobody_asks(hva: int, size: int) -> None:
     """Most of the time nobody copies RAM while it changes."""
 
 
-def _open_region(mappings: contextlib.ExitStack, slot: int, piece: Piece) -> Region:
-    gpa, size = piece.range
-    mapping = mappings.enter_context(_map(piece.zone, size, piece.offset))
+def _open_region(
+    mappings: contextlib.ExitStack, slot: int, piece: Piece, given: int | None = None
+) -> Region:
+    (gpa, size), zone = piece.range, piece.zone
+    fd, flags, offset = _backing(zone, size, piece.offset, given, mappings)
+    mapping = mappings.enter_context(_map(zone, size, fd, flags, offset))
     view = mappings.enter_context(memoryview(mapping))
-    return Region(gpa, size, address_of(view), slot, piece.zone, mapping, view)
+    hva = address_of(view)
+    return Region(gpa, size, hva, slot, zone, mapping, view, None if fd < 0 else fd, offset)
 
 
 def _discard(region: Region, start: int, size: int) -> None:
@@ -253,39 +273,39 @@ def _merged(regions: Sequence[Region]) -> tuple[RamRange, ...]:
 
 
 @contextlib.contextmanager
-def _map(zone: Zone, size: int, offset: int) -> Iterator[mmap.mmap]:
-    """Map ``size`` bytes of the kind a zone asks for, with its advice applied.
-
-    ``offset`` says where in the zone's own file, if it has one, the piece begins.
-    """
+def _map(zone: Zone, size: int, fd: int, flags: int, offset: int) -> Iterator[mmap.mmap]:
+    """Map ``size`` bytes of what a zone is backed by, with its advice applied."""
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    with contextlib.ExitStack() as stack:
-        fd, flags, start = _backing(zone, size, offset, stack)
-        try:
-            mapping = stack.enter_context(
-                mmap.mmap(fd, size, flags=flags, prot=protection, offset=start)
-            )
-        except OSError as error:
-            hint = (
-                f"reserve {size // zone.page_size} pages of {zone.page_size >> 10} KiB in "
-                "/proc/sys/vm/nr_hugepages or under /sys/kernel/mm/hugepages"
-                if zone.hugepages
-                else "make the VM smaller"
-            )
-            raise HostError.from_os_error(
-                f"mmap of {size >> 20} MiB for memory zone {zone.id!r}", error, hint=hint
-            ) from error
+    try:
+        mapping = mmap.mmap(fd, size, flags=flags, prot=protection, offset=offset)
+    except OSError as error:
+        hint = (
+            f"reserve {size // zone.page_size} pages of {zone.page_size >> 10} KiB in "
+            "/proc/sys/vm/nr_hugepages or under /sys/kernel/mm/hugepages"
+            if zone.hugepages
+            else "make the VM smaller"
+        )
+        raise HostError.from_os_error(
+            f"mmap of {size >> 20} MiB for memory zone {zone.id!r}", error, hint=hint
+        ) from error
+    with mapping:
         _advise(mapping, zone, size)
         yield mapping
 
 
 def _backing(
-    zone: Zone, size: int, offset: int, stack: contextlib.ExitStack
+    zone: Zone, size: int, offset: int, given: int | None, stack: contextlib.ExitStack
 ) -> tuple[int, int, int]:
-    """Open what a zone is mapped from: a descriptor or -1, the mmap flags, the file offset."""
+    """Open what a zone is mapped from: a descriptor or -1, the mmap flags, the file offset.
+
+    ``given`` is a descriptor that another VMM uses already, and that is mapped as it does.
+    """
     # Huge pages are always reserved: a guest that touched one too many would kill the process.
     lazy = 0 if zone.reserve or zone.hugepages else MAP_NORESERVE
     private = mmap.MAP_PRIVATE | lazy
+    if given is not None:
+        start = offset if zone.file is not None else 0
+        return _duplicate(given, start + size, zone, stack), mmap.MAP_SHARED | lazy, start
     if zone.file is not None:
         fd = _open_file(zone.file, offset + size)
         stack.callback(os.close, fd)
@@ -306,6 +326,21 @@ def _backing(
             hint=f"does this host have pages of {zone.page_size >> 10} KiB?",
         ) from error
     return fd, mmap.MAP_SHARED | lazy, 0
+
+
+def _duplicate(given: int, size: int, zone: Zone, stack: contextlib.ExitStack) -> int:
+    """A copy of a descriptor that has so many bytes: to touch what it lacks would kill the VMM."""
+    try:
+        fd = os.dup(given)
+        stack.callback(os.close, fd)
+        found = os.fstat(fd).st_size
+    except OSError as error:
+        raise HostError.from_os_error("dup of a memory descriptor", error) from error
+    if found < size:
+        raise ConfigError(
+            f"The memory handed over for zone {zone.id!r} has {found} bytes and should have {size}"
+        )
+    return fd
 
 
 def _open_file(path: str, size: int) -> int:

@@ -77,6 +77,8 @@ class VirtualMachine:
         self.memory_map = board.memory_map
         self._chipset = chipset
         self._lifecycle = board.lifecycle
+        self._disk_pool = board.disk_pool
+        self._lacks_locks = False
         self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
         self._hotplug = Hotplug(self._devices, chipset.pci_hotplug, board.events)
         self._vcpus = vcpus
@@ -157,10 +159,27 @@ class VirtualMachine:
         await self._devices.sleep()
 
     async def resume(self) -> None:
-        """Let the devices and the vCPUs run on, with the clock where it stood."""
+        """Let the devices and the vCPUs run on, with the clock where it stood.
+
+        Raises: HostError when a disk that was given away is another's now; it stands then.
+        """
+        self.take_locks()
         self._vm.set_clock(ClockData(self._clock.clock))
         self._devices.wake()
         self._vcpus.resume()
+
+    def release_locks(self) -> None:
+        """Let another VMM have the disks of a machine that stands; ``resume`` takes them back."""
+        for lock in self._disk_pool().locks:
+            lock.release()
+        self._lacks_locks = True
+
+    def take_locks(self) -> None:
+        """Have the disks again. Raises: HostError when another has them."""
+        if self._lacks_locks:
+            for lock in self._disk_pool().locks:
+                lock.take()
+            self._lacks_locks = False
 
     async def add_device(self, section: str, entry: PciSlot) -> Added:
         """Add a device of a section of the configuration: see ``Hotplug.add``."""
