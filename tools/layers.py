@@ -59,6 +59,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.firmware": 5,
     "vmm.machine.chipset": 5,
     "vmm.machine.commands": 5,
+    "vmm.machine.confinement": 5,
     "vmm.machine.consoles": 5,
     "vmm.machine.devices": 5,
     "vmm.machine.disks": 5,

@@ -68,6 +68,7 @@ async def run_vmm(invocation: Invocation) -> int:
             open_consoles=open_consoles,
             open_machine=partial(open_machine, events=events),
             no_shutdown=invocation.no_shutdown,
+            confine=partial(_confine, api_socket=invocation.api_socket),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, owner, signals)
@@ -117,6 +118,14 @@ async def _boot(owner: VmOwner, config: VmConfig) -> bool:
             print(format_error_chain(outer), file=sys.stderr)
             return False
     return True
+
+
+def _confine(config: VmConfig, *, api_socket: str | int | None) -> None:
+    """Give up the files that a VM does not need, if it asks for that. Raises: HostError."""
+    if config.landlock_enable:
+        from vmm.sandbox import confine  # Only now: most VMs do not ask.
+
+        confine(config, [api_socket] if isinstance(api_socket, str) else [])
 
 
 async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: bool) -> None:

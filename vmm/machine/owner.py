@@ -25,12 +25,15 @@ from vmm.config.changes import with_device, without_device
 from vmm.errors import InternalError, NotCreatedError, NotFoundError, StateError, VmmError, chain
 from vmm.machine import commands
 from vmm.machine.commands import Command
+from vmm.machine.confinement import explained
 from vmm.machine.descriptors import KeptDescriptors
 from vmm.machine.hotplug import extended
 from vmm.machine.mailbox import Guest, Letter, Request, Wish
 from vmm.machine.scope import Scope, enter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.config.info import PciDeviceInfo, VmInfo
     from vmm.config.requests import VmResize
     from vmm.config.vm import VmConfig
@@ -58,11 +61,14 @@ class VmOwner:
         open_consoles: OpenConsoles,
         open_machine: OpenMachine,
         no_shutdown: bool = False,
+        confine: Callable[[VmConfig], None] = lambda _: None,
     ) -> None:
+        """``confine`` has the process give up what a configuration does not need."""
         self._events = events
         self._open_consoles = open_consoles
         self._open_machine = open_machine
         self._no_shutdown = no_shutdown
+        self._confine = confine
         # Bounded by what waits: each API client has one request, a machine one wish.
         self._send, self._receive = trio.open_memory_channel[Letter](float("inf"))
         self._config: VmConfig | None = None
@@ -163,7 +169,7 @@ class VmOwner:
             request.given = await self._carry_out(request.command)
             request.error = None
         except VmmError as error:
-            request.error = error
+            request.error = explained(error, self._config)
         finally:
             request.end()
 
@@ -225,6 +231,11 @@ class VmOwner:
         if self._config is not None:
             raise StateError("VM is already created")
         await self._enter_consoles(config)
+        try:
+            self._confine(config)
+        except VmmError:
+            await self._leave_consoles()
+            raise
         self._config = config
 
     async def _delete(self) -> None:

@@ -19,8 +19,6 @@ SECTIONS = {
     "vdpa": "--vdpa",
     "iommu": "iommu=on",
     "tpm": "--tpm",
-    "landlock_enable": "--landlock",
-    "landlock_rules": "--landlock-rules",
 }
 """Sections without a device here, and the flag of each."""
 

@@ -170,8 +170,6 @@ _SECTIONS: dict[str, tuple[tuple[str, ...], object]] = {
     "vdpa": (("path=/d",), [{"path": "/d", "num_queues": 1}]),
     "numa": (("guest_numa_id=0,cpus=[0]",), [{"guest_numa_id": 0, "cpus": [0]}]),
     "tpm": (("socket=/s",), {"socket": "/s"}),
-    "landlock_enable": ((), True),
-    "landlock_rules": (("path=/,access=r",), [{"path": "/", "access": "r"}]),
 }
 NO_SECTION = "iommu"
 """What stands among the sections and follows from those of devices."""

@@ -148,6 +148,12 @@ void vk_cpuid(uint32_t function, uint32_t index, uint32_t *registers);
 int vk_request_amx_for_guests(void);
 int vk_create_core_scheduling_cookie(void);
 
+/* Landlock: the version that the kernel has, a new ruleset, what it allows, and to obey it. */
+int vk_landlock_abi(void);
+int vk_landlock_new(uint64_t handled);
+int vk_landlock_allow(int ruleset, int path_fd, uint64_t rights);
+int vk_landlock_restrict(int ruleset);
+
 /* Virtqueues; virtqueue.h says what the functions do. */
 typedef struct vk_queue vk_queue;
 typedef struct vk_chain vk_chain;

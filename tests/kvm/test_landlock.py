@@ -1,0 +1,131 @@
+"""A VMM under Landlock: it runs its VM, and opens nothing that nobody gave it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kvm.guests import programs
+from tests.kvm.guests.image import write_kernel
+from tests.kvm.guests.processes import (
+    SECONDS,
+    SMALL,
+    check_left_in_order,
+    machine,
+    run_to_its_end,
+    running,
+    short_folder,
+)
+from vmm.errors import HostError
+from vmm.kvm_cffi.landlock import Ruleset
+from vmm.testing.process import VmmProcess
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm", "landlock")]
+
+place = short_folder
+
+
+@pytest.fixture
+def landlock() -> None:
+    """A host with Landlock; the test is skipped on others."""
+    try:
+        Ruleset().close()
+    except HostError as error:
+        pytest.skip(str(error))
+
+
+def make_disk(path: Path) -> dict[str, object]:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(1 << 20))
+    return {"path": str(path), "image_type": "Raw"}
+
+
+async def refusal(vmm: VmmProcess, name: str, body: object) -> str:
+    """What a request that Landlock forbids is answered."""
+    reply = await vmm.api("PUT", name, body)
+    assert reply.status == 400, reply.body
+    return " | ".join(json.loads(reply.body))
+
+
+async def test_vm_of_the_command_line_keeps_its_files_and_those_of_its_rules_only(
+    place: Path,
+) -> None:
+    own, allowed, other = (make_disk(place / name / "disk") for name in ("own", "allowed", "other"))
+    kernel, vsock = write_kernel(place, programs.HALT), place / "own" / "vsock"
+    arguments = (
+        *("--kernel", str(kernel), *SMALL, "--landlock", "--disk"),
+        *(f"path={own['path']},image_type=raw", "--vsock", f"cid=3,socket={vsock}"),
+        *("--landlock-rules", f"path={place / 'allowed'},access=rw"),
+        *("--serial", f"file={place / 'serial'}"),
+    )
+    async with running(place, *arguments) as vmm:
+        await vmm.wait_for_state("Running", SECONDS)
+
+        text = await refusal(vmm, "vm.add-disk", other)
+        assert "landlock_enable (--landlock) is on, and nothing keeps " + str(other["path"]) in text
+        assert "landlock_rules (--landlock-rules)" in text
+        await vmm.put("vm.add-disk", {**allowed, "id": "more"})
+        core = place / "core"
+        assert str(core) in await refusal(vmm, "vm.coredump", {"destination_url": f"file://{core}"})
+        core = place / "allowed" / "core"
+        await vmm.put("vm.coredump", {"destination_url": f"file://{core}"})
+        assert core.stat().st_size > 0
+
+        # All that the VM has can be opened again, the consoles too.
+        await vmm.put("vm.reboot")
+        await vmm.put("vm.shutdown")
+        await vmm.put("vm.boot")
+        assert "more" in (await vmm.info())["device_tree"]
+        assert await vmm.stop() == 0
+        check_left_in_order(vmm)
+    assert not vsock.exists()
+
+
+async def test_vm_of_the_api_is_confined_when_it_is_created(place: Path) -> None:
+    kernel = write_kernel(place, programs.HALT)
+    other = make_disk(place / "other" / "disk")
+    async with running(place) as vmm:
+        rules = [{"path": str(kernel), "access": "r"}]
+        await vmm.put(
+            "vm.create", machine(kernel, landlock_enable=True, landlock_rules=rules, rtc={})
+        )
+        assert (await vmm.info())["config"]["landlock_rules"] == rules
+        await vmm.put("vm.boot")
+        await refusal(vmm, "vm.add-disk", other)
+
+        # Nothing gives a file back.
+        await vmm.put("vm.delete")
+        await vmm.put("vm.create", machine(kernel, disks=[other]))
+        reply = await vmm.api("PUT", "vm.boot")
+        assert reply.status == 500
+        assert b"Permission denied" in reply.body
+        assert await vmm.stop() == 0
+        check_left_in_order(vmm)
+
+
+@pytest.mark.parametrize("access", ["r", "w"])
+async def test_rule_gives_no_more_than_its_access(place: Path, access: str) -> None:
+    disk = make_disk(place / "more" / "disk")
+    kernel = write_kernel(place, programs.HALT)
+    rule = f"path={place / 'more'},access={access}"
+    arguments = ("--kernel", str(kernel), *SMALL, "--landlock", "--landlock-rules", rule)
+    async with running(place, *arguments) as vmm:
+        await vmm.wait_for_state("Running", SECONDS)
+
+        await refusal(vmm, "vm.add-disk", disk)
+        reply = await vmm.api("PUT", "vm.add-disk", {**disk, "readonly": True})
+        assert (reply.status == 200) == (access == "r"), reply.body
+
+
+async def test_file_that_is_not_there_is_named(place: Path) -> None:
+    kernel = write_kernel(place, programs.HALT)
+    absent = place / "absent"
+
+    ended = await run_to_its_end(
+        *("--kernel", str(kernel), *SMALL, "--landlock", "--disk", f"path={absent}")
+    )
+
+    assert ended.returncode == 1
+    assert f"open for Landlock on {absent} failed: No such file" in ended.stderr.decode()
