@@ -68,6 +68,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.interface": 5,
     "vmm.machine.resize": 5,
     "vmm.machine.mailbox": 5,
+    "vmm.machine.mems": 5,
     "vmm.machine.nets": 5,
     "vmm.machine.plug": 5,
     "vmm.machine.vcpus": 5,

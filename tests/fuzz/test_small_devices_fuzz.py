@@ -7,7 +7,8 @@ device that needs a reset.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import trio
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from vmm.console.null import NullBackend
 from vmm.errors import GuestError, InternalError
 from vmm.legacy.pvpanic import Pvpanic
+from vmm.machine.memory_blocks import MemoryBlocks
 from vmm.testing.driver import Driver
 from vmm.testing.memory import FakeMemory
 from vmm.testing.virtio_pci import Bench, RecordedEvents, driven
 from vmm.virtio.balloon import Balloon
 from vmm.virtio.console import Console
 from vmm.virtio.device import VirtioDevice
+from vmm.virtio.mem import Mem
 from vmm.virtio.rtc import Rtc
 from vmm.virtio.spec import Status
 from vmm.virtio.watchdog import Watchdog
@@ -38,6 +41,10 @@ PIECES = st.one_of(
     ),
     st.sampled_from([1, 2, 0x1000, 0x1001, 0x1002]).map(
         lambda n: n.to_bytes(8, "little") + bytes(8)
+    ),
+    # Requests to memory that is plugged, of which some are in order.
+    st.tuples(st.integers(0, 4), st.integers(-1, 5), st.integers(0, 5)).map(
+        lambda n: struct.pack("<H6xQH6x", n[0], (n[1] % (1 << 44)) << 20, n[2])
     ),
 )
 REQUESTS = st.tuples(
@@ -68,6 +75,11 @@ class Ram:
         if gpa + size > RAM_BYTES:
             raise GuestError(f"Guest address {gpa:#x} is not RAM")
 
+    def provide(self, gpa: int, size: int) -> Iterator[None]:
+        assert gpa >= 0
+        assert size > 0
+        yield
+
     def gpa_of(self, view: memoryview) -> int:
         assert len(view) > 0
         return 0
@@ -91,6 +103,7 @@ DEVICES: dict[str, Callable[[], VirtioDevice]] = {
     "balloon": lambda: Balloon(
         "__balloon", Ram(), MIB, deflate_on_oom=True, free_page_reporting=True
     ),
+    "mem": lambda: Mem("mem0", Ram(), MemoryBlocks(0, 4 * MIB, MIB), 3 * MIB, node=0),
     "watchdog": lambda: Watchdog("__watchdog", NoLifecycle()),
     "rtc": lambda: Rtc("__rtc", lambda: 0),
 }

@@ -66,11 +66,16 @@ async def wait_for_power_off(guest: Guest) -> None:
     assert await guest.vmm.wait(BOOT_S) == 0, guest.vmm.transcript()
 
 
-async def kill(guest: Guest) -> None:
-    """Kill the VMM without a warning, and wait until nothing of it is left."""
+def vmm_pid(guest: Guest) -> int:
+    """The process of the VMM."""
     # A nested host hands the VMM's work to another process; the socket tells which one it is.
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(guest.vmm.directory / "api.sock"))
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    os.kill(struct.unpack("3i", credentials)[0], signal.SIGKILL)
+    return int(struct.unpack("3i", credentials)[0])
+
+
+async def kill(guest: Guest) -> None:
+    """Kill the VMM without a warning, and wait until nothing of it is left."""
+    os.kill(vmm_pid(guest), signal.SIGKILL)
     await guest.vmm.wait(BOOT_S)

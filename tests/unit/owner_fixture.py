@@ -78,6 +78,9 @@ class FakeMachine:
         if self.add_error is not None:
             raise self.add_error
 
+    def resize_zone(self, zone: str, size: int) -> None:
+        self.calls.append(f"zone {zone} by {size}")
+
     def resize_balloon(self, size: int) -> None:
         self.calls.append(f"balloon of {size}")
 

@@ -16,7 +16,7 @@ from vmm.pci.bdf import Bdf
 GIB = 1 << 30
 NODES = (
     NumaNode(0, (Span(0, 3 * GIB), Span(4 * GIB, GIB)), apic_ids=(0, 2), distances={1: 15}),
-    NumaNode(1, (Span(5 * GIB, GIB),), apic_ids=(0x1234,)),
+    NumaNode(1, (Span(5 * GIB, GIB),), apic_ids=(0x1234,), room=(Span(8 * GIB, 2 * GIB),)),
     NumaNode(3, initiators=(Bdf(2, 0, 5, 0),), distances={1: 30, 0: 40}),
 )
 NUMA = MACHINE._replace(nodes=NODES)
@@ -46,6 +46,7 @@ def test_srat_lists_every_range_of_memory_with_its_node() -> None:
         (0, 0, 3 * GIB, 1),
         (0, 4 * GIB, GIB, 1),
         (1, 5 * GIB, GIB, 1),
+        (1, 8 * GIB, 2 * GIB, 0b11),
     ]
 
 

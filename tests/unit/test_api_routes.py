@@ -13,7 +13,7 @@ from vmm.api.paths import ROUTES
 from vmm.api.routes import Route
 from vmm.config.info import PciDeviceInfo
 from vmm.config.pci import PciSlot
-from vmm.config.requests import VmResize
+from vmm.config.requests import VmResize, VmResizeZone
 from vmm.config.vm import VmConfig
 from vmm.errors import (
     ConfigError,
@@ -46,7 +46,6 @@ COMMANDS: dict[str, Command] = {
     "/vmm.shutdown": commands.ShutdownVmm(),
 }
 DOCUMENTED_AND_ABSENT = {
-    "/vm.resize-zone",
     "/vm.snapshot",
     "/vm.restore",
     "/vm.send-migration",
@@ -91,6 +90,7 @@ ADDED: dict[str, tuple[str, dict[str, object]]] = {
 BODIES = {
     "/vm.create": CONFIG,
     "/vm.resize": b'{"desired_vcpus": 2, "desired_ram": 1073741824, "desired_balloon": 0}',
+    "/vm.resize-zone": b'{"id": "near", "desired_ram": 1073741824}',
     "/vm.coredump": b'{"destination_url": "file:///tmp/core"}',
     "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}',
     "/vm.remove-device": b'{"id": "data"}',
@@ -135,11 +135,13 @@ async def test_resize_asks_for_each_amount_that_is_given(tmp_path: Path) -> None
     async with serving(owner, tmp_path) as api:
         whole = await api.ask("PUT", "/vm.resize", BODIES["/vm.resize"])
         part = await api.ask("PUT", "/vm.resize", b'{"desired_ram": 4096}')
+        zone = await api.ask("PUT", "/vm.resize-zone", BODIES["/vm.resize-zone"])
 
-    assert (whole.status_code, part.status_code) == (204, 204)
+    assert (whole.status_code, part.status_code, zone.status_code) == (204, 204, 204)
     assert owner.commands == [
         commands.Resize(VmResize(desired_vcpus=2, desired_ram=1 << 30, desired_balloon=0)),
         commands.Resize(VmResize(desired_ram=4096)),
+        commands.Resize(VmResizeZone(id="near", desired_ram=1 << 30)),
     ]
 
 

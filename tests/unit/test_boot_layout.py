@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmm.boot import layout
-from vmm.boot.layout import GIB, MIB, Area, device_areas, ram_ranges, split_area
+from vmm.boot.layout import GIB, MIB, Area, Growth, device_areas, ram_ranges, split_area
 from vmm.boot.memmap import memory_map
 from vmm.errors import ConfigError
 
@@ -45,6 +45,29 @@ def test_device_areas_with_hotplug_leave_room_from_the_next_128_mib_on() -> None
 
 def test_device_areas_of_a_small_machine_with_hotplug_put_its_memory_above_4_gib() -> None:
     assert device_areas(512 * MIB, 46, hotplug_size=2 * GIB).mmio64.base == 6 * GIB
+
+
+def test_device_areas_leave_each_zone_that_grows_its_aligned_room() -> None:
+    rooms = [Growth(256 * MIB, 128 * MIB), Growth(2 * GIB, GIB), Growth(128 * MIB, 128 * MIB)]
+
+    areas = device_areas(4 * GIB + MIB, 46, virtio_mem=rooms)
+
+    assert areas.hotplug is None
+    assert areas.virtio_mem == (
+        Area(5 * GIB + 128 * MIB, 256 * MIB),
+        Area(6 * GIB, 2 * GIB),
+        Area(8 * GIB, 128 * MIB),
+    )
+    assert areas.mmio64.base == 8 * GIB + 128 * MIB
+
+
+def test_device_areas_of_a_small_machine_put_what_it_grows_by_above_4_gib() -> None:
+    assert device_areas(MIB, 46, virtio_mem=[Growth(GIB, MIB)]).virtio_mem == (Area(4 * GIB, GIB),)
+
+
+def test_device_areas_with_more_room_than_addresses_are_refused() -> None:
+    with pytest.raises(ConfigError, match="with 65536 MiB for hot-plug"):
+        device_areas(GIB, 36, virtio_mem=[Growth(32 * GIB, MIB), Growth(32 * GIB, MIB)])
 
 
 def test_device_areas_with_more_ram_than_addresses_name_both() -> None:

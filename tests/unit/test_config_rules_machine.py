@@ -16,6 +16,14 @@ def topology(threads: int, cores: int, dies: int, packages: int) -> dict[str, in
     }
 
 
+GIB = 1 << 30
+
+
+def growing_zone(**fields: object) -> dict[str, object]:
+    zone = {"id": "near", "size": GIB, "hotplug_size": GIB, **fields}
+    return {"size": 0, "hotplug_method": "VirtioMem", "zones": [zone]}
+
+
 REFUSED: list[tuple[dict[str, object], str, str]] = [
     ({"payload": None}, "payload (--kernel", "Payload configuration is not bootable"),
     (
@@ -27,6 +35,41 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
         {"payload": {"kernel": "/k", "firmware": "/f"}},
         "payload.kernel (--kernel) is /k",
         "Specifying a kernel is not supported when a firmware is provided",
+    ),
+    (
+        {"memory": {"size": GIB, "hotplug_method": "VirtioMem", "hotplug_size": GIB + 1}},
+        "memory.hotplug_size (--memory hotplug_size=) is 1073741825",
+        "no multiple of 134217728",
+    ),
+    (
+        {"memory": {"size": 0, "hotplug_method": "VirtioMem", "hotplug_size": GIB}},
+        "memory.hotplug_size (--memory hotplug_size=) is 1073741824, and memory.size is 0",
+        "give the zone that is to grow a hotplug_size",
+    ),
+    (
+        {"memory": {"size": GIB, "hotplug_size": GIB, "hotplugged_size": 2 << 20}},
+        "memory.hotplugged_size (--memory hotplugged_size=) is 2097152",
+        "for virtio-mem alone",
+    ),
+    (
+        {"memory": {"size": GIB, "hotplug_method": "VirtioMem", "hotplugged_size": 2 << 20}},
+        "memory.hotplugged_size (--memory hotplugged_size=) is 2097152",
+        "more than hotplug_size, 0",
+    ),
+    (
+        {"memory": growing_zone(hotplugged_size=4096)},
+        "memory.zones[0].hotplugged_size (--memory-zone hotplugged_size=) is 4096",
+        "no multiple of 2097152, the bytes of a block",
+    ),
+    (
+        {"memory": growing_zone(hugepages=True, hugepage_size=GIB, hotplug_size=128 << 20)},
+        "memory.zones[0].hotplug_size (--memory-zone hotplug_size=) is 134217728",
+        "no multiple of 1073741824",
+    ),
+    (
+        {"memory": growing_zone() | {"hotplug_method": "Acpi"}},
+        "memory.zones[0].hotplug_size (--memory-zone hotplug_size=) is 1073741824",
+        "grows by virtio-mem alone",
     ),
     ({"payload": {"igvm": "/i", "firmware": "/f"}}, "payload.igvm (--igvm) is /i", "give one"),
     (

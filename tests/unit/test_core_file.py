@@ -17,7 +17,7 @@ from vmm.errors import ConfigError, HostError, NotCreatedError
 from vmm.kvm_cffi.structs import DescriptorTable, Regs, Segment, Sregs
 from vmm.machine.commands import Boot, Coredump, Create, Pause
 from vmm.machine.memory import GuestMemory
-from vmm.machine.zones import Zone
+from vmm.machine.zones import Room, Zone
 from vmm.snapshot.core_file import EHDR, PHDR, Piece, VcpuRegisters, headers
 from vmm.snapshot.coredump import path_of, write_core
 
@@ -100,6 +100,22 @@ async def test_written_file_has_all_ram_and_holes_where_it_is_zero(
     assert data == before + memory.read(0, 3 * MIB) + memory.read(4 << 30, MIB)
     assert path.stat().st_blocks * 512 < 64 << 10
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_written_file_has_of_a_room_what_is_plugged(tmp_path: Path) -> None:
+    zone, base, block = Zone("a", MIB, room=8 * MIB), 4 << 30, 2 * MIB
+    room = Room(zone, RamRange(base, zone.room))
+    path = tmp_path / "core"
+    with GuestMemory.open([zone], [RamRange(0, MIB)], [room]) as memory:
+        memory.write(base, b"not plugged")
+        memory.write(base + 2 * block, b"plugged")
+        memory.room_of("a")[1].mark(base + 2 * block, 1, plugged=True)
+
+        await write_core(str(path), memory, VCPUS)
+
+    before = headers(VCPUS, [Piece(0, MIB), Piece(base + 2 * block, block)])
+    data = path.read_bytes()
+    assert data == before + bytes(MIB) + b"plugged".ljust(block, b"\0")
 
 
 async def test_file_that_is_there_is_not_touched(memory: GuestMemory, tmp_path: Path) -> None:

@@ -127,9 +127,7 @@ def test_subcommands_of_the_remote_are_those_it_has() -> None:
 
 def test_limits_name_what_is_refused() -> None:
     text = page("docs/limits.md").read_text()
-    sections = text.partition("configuration has one of these:")[2].partition(
-        "(`hotplug_size` of a zone"
-    )[0]
+    sections = text.partition("configuration has one of these:")[2].partition("\n\n")[0]
     named = {name.replace("-", "_") for name in re.findall(r"`([a-z][\w-]*)`", sections)}
 
     assert named == set(SECTIONS)

@@ -12,15 +12,20 @@ from vmm.acpi.machine import NumaNode
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError
 from vmm.machine.memory import Region
-from vmm.machine.numa import node_of_segment, nodes_of
+from vmm.machine.numa import node_of_segment, node_of_zone, nodes_of
 from vmm.pci.allocator import Span
 from vmm.pci.bdf import Bdf
 
 GIB = 1 << 30
 ZONES = [{"id": "a", "size": GIB}, {"id": "b", "size": GIB}, {"id": "rest", "size": GIB}]
 REGIONS = [
-    cast(Region, SimpleNamespace(gpa=index * GIB, size=GIB, zone=SimpleNamespace(id=zone)))
-    for index, zone in enumerate(["a", "b", "rest"])
+    cast(
+        Region,
+        SimpleNamespace(gpa=at * GIB, size=GIB, zone=SimpleNamespace(id=zone), blocks=blocks),
+    )
+    for at, (zone, blocks) in enumerate(
+        [("a", None), ("b", None), ("rest", None), ("b", object()), ("rest", object())]
+    )
 ]
 APIC_IDS = (0, 1, 8, 9)
 
@@ -50,6 +55,17 @@ def test_zones_and_cpus_are_in_their_node_and_the_rest_in_node_0() -> None:
     assert first.apic_ids == (0, 1)
     assert second.memory == (Span(GIB, GIB),)
     assert second.apic_ids == (8, 9)
+
+
+def test_room_to_grow_is_in_the_node_of_its_zone() -> None:
+    given = config({"guest_numa_id": 1, "memory_zones": ["b"]})
+
+    first, second = nodes_of(given, REGIONS, APIC_IDS, [Span(9 * GIB, GIB)])
+
+    assert first.room == (Span(4 * GIB, GIB), Span(9 * GIB, GIB))
+    assert second.room == (Span(3 * GIB, GIB),)
+    assert [node_of_zone(given, zone) for zone in ("a", "b", "mem0")] == [0, 1, 0]
+    assert node_of_zone(config(), "a") is None
 
 
 def test_node_0_is_there_for_the_rest_though_nobody_configured_it() -> None:

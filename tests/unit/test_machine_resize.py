@@ -8,9 +8,9 @@ import pytest
 
 from vmm.acpi.memory_hotplug import SLOTS, MemoryHotplug
 from vmm.boot.layout import Area, RamRange
-from vmm.config.requests import VmResize
+from vmm.config.requests import VmResize, VmResizeZone
 from vmm.config.vm import VmConfig
-from vmm.errors import ConfigError, HostError
+from vmm.errors import ConfigError, HostError, NotFoundError
 from vmm.kvm_cffi import GuestMemoryMap, Vm
 from vmm.machine.memory import GuestMemory
 from vmm.machine.ram_hotplug import RamHotplug
@@ -38,6 +38,9 @@ class FakeMachine:
 
     async def resize_vcpus(self, count: int) -> None:
         self.calls.append(("vcpus", count))
+
+    def resize_zone(self, zone: str, size: int) -> None:
+        self.calls.append((zone, size))
 
     def resize_balloon(self, size: int) -> None:
         self.calls.append(("balloon", size))
@@ -109,6 +112,100 @@ async def test_ram_of_zones_is_not_resized_as_a_whole() -> None:
 
     with pytest.raises(ConfigError, match=r"in zones .* use vm\.resize-zone"):
         await resized(FakeMachine(), config=VmConfig.model_validate(zones), ram=BLOCK)
+
+
+MEM = {
+    "payload": {"kernel": "/k"},
+    "memory": {"size": 512 * MIB, "hotplug_method": "VirtioMem", "hotplug_size": 512 * MIB},
+}
+ZONES = {
+    "payload": {"kernel": "/k"},
+    "memory": {
+        "size": 0,
+        "hotplug_method": "VirtioMem",
+        "zones": [
+            {"id": "fixed", "size": BLOCK},
+            {"id": "near", "size": BLOCK, "hotplug_size": BLOCK, "hotplugged_size": 64 * MIB},
+        ],
+    },
+}
+
+
+async def test_more_ram_by_virtio_mem_is_asked_for_and_less_too() -> None:
+    machine = FakeMachine()
+
+    config = await resized(machine, config=VmConfig.model_validate(MEM), ram=768 * MIB)
+    again = await resized(machine, config=config, ram=768 * MIB)
+    less = await resized(machine, config=again, ram=512 * MIB)
+
+    assert machine.calls == [("mem0", 256 * MIB), ("mem0", 0)]
+    assert [each.memory.size for each in (config, again, less)] == [512 * MIB] * 3
+    assert (config.memory.hotplugged_size, less.memory.hotplugged_size) == (256 * MIB, None)
+    assert again == config
+
+
+async def test_less_ram_than_that_of_the_boot_is_refused_with_virtio_mem() -> None:
+    machine = FakeMachine()
+
+    with pytest.raises(ConfigError, match="the 536870912 bytes that were there at boot stay"):
+        await resized(machine, config=VmConfig.model_validate(MEM), ram=511 * MIB)
+    assert machine.calls == []
+
+
+async def test_ram_before_boot_is_that_of_the_boot_with_virtio_mem_too() -> None:
+    config = await resized(None, config=VmConfig.model_validate(MEM), ram=1 << 30)
+
+    assert (config.memory.size, config.memory.hotplugged_size) == (1 << 30, None)
+
+
+async def zone_resized(machine: FakeMachine | None, id: str, size: int) -> list[VmConfig]:
+    """Resize a zone of ``ZONES``, and give what was stored."""
+    stored: list[VmConfig] = []
+    request = VmResizeZone(id=id, desired_ram=size)
+    await resize(VmConfig.model_validate(ZONES), machine, request, stored.append)
+    return stored
+
+
+@pytest.mark.parametrize(("size", "beyond"), [(192 * MIB, None), (BLOCK, 0), (2 * BLOCK, BLOCK)])
+async def test_zone_counts_what_it_has_from_the_boot_on(size: int, beyond: int | None) -> None:
+    machine = FakeMachine()
+    beyond = 64 * MIB if beyond is None else beyond
+
+    [config] = await zone_resized(machine, "near", size)
+
+    assert machine.calls == [("near", beyond)]
+    _, zone = config.memory.zones or ()
+    assert (zone.size, zone.hotplugged_size) == (BLOCK, beyond or None)
+
+
+async def test_zone_of_a_vm_before_boot_is_made_of_another_size() -> None:
+    [config] = await zone_resized(None, "fixed", 2 * BLOCK)
+
+    assert [zone.size for zone in config.memory.zones or ()] == [2 * BLOCK, BLOCK]
+
+
+@pytest.mark.parametrize("machine", [None, FakeMachine()], ids=["created", "running"])
+async def test_zone_that_is_not_there_is_refused_with_the_names_of_those_that_are(
+    machine: FakeMachine | None,
+) -> None:
+    with pytest.raises(NotFoundError, match=r'No memory zone with id "mem0"; .* has fixed, near'):
+        await zone_resized(machine, "mem0", BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("machine", "size", "message"),
+    [
+        (FakeMachine(), BLOCK - 2 * MIB, "the 134217728 bytes that were there at boot stay"),
+        (None, 4097, "not a positive multiple of its page size 4096"),
+        (None, 0, "not a positive multiple of its page size 4096"),
+    ],
+)
+async def test_zone_of_a_size_that_cannot_be_is_refused_and_not_stored(
+    machine: FakeMachine | None, size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        await zone_resized(machine, "near", size)
+    assert machine is None or machine.calls == []
 
 
 async def test_what_was_done_before_a_failure_stays_done() -> None:

@@ -33,7 +33,8 @@ class PciSegment(NamedTuple):
 class NumaNode(NamedTuple):
     """One NUMA node: what is near it, and how far other nodes are as far as it says.
 
-    ``initiators`` are devices that access memory and are no processors.
+    ``initiators`` are devices that access memory and are no processors; ``room`` is where memory
+    near it may come later.
     """
 
     id: int
@@ -41,6 +42,7 @@ class NumaNode(NamedTuple):
     apic_ids: tuple[int, ...] = ()
     initiators: tuple[Bdf, ...] = ()
     distances: Mapping[int, int] = {}
+    room: tuple[Span, ...] = ()
 
 
 class Machine(NamedTuple):

@@ -14,6 +14,7 @@ from vmm.acpi.sdt import sdt
 _REVISION = 3
 _HEADER = struct.pack("<IQ", 1, 0)  # Both reserved; the first has to be 1.
 _ENABLED = 1 << 0
+_HOT_PLUGGABLE = 1 << 1
 _MEMORY, _X2APIC, _GENERIC_INITIATOR = 1, 2, 5
 _PCI_HANDLE = 1
 
@@ -25,8 +26,9 @@ def srat(machine: Machine) -> bytes:
 
 
 def _entries(node: NumaNode) -> Iterator[bytes]:
-    for base, size in node.memory:
-        yield struct.pack("<BBIHQQIIQ", _MEMORY, 40, node.id, 0, base, size, 0, _ENABLED, 0)
+    for spans, flags in ((node.memory, _ENABLED), (node.room, _ENABLED | _HOT_PLUGGABLE)):
+        for base, size in spans:
+            yield struct.pack("<BBIHQQIIQ", _MEMORY, 40, node.id, 0, base, size, 0, flags, 0)
     for apic_id in node.apic_ids:
         yield struct.pack("<BBHIIIII", _X2APIC, 24, 0, node.id, apic_id, _ENABLED, 0, 0)
     for bdf in node.initiators:

@@ -8,7 +8,6 @@ from vmm.config.requests import (
     ReceiveMigrationData,
     RestoreConfig,
     SendMigrationData,
-    VmResizeZone,
     VmSnapshotConfig,
 )
 from vmm.errors import UnsupportedError
@@ -27,7 +26,6 @@ def _absent(path: str, model: type[ConfigModel], action: str) -> Route:
 
 
 ROUTES = (
-    _absent("/vm.resize-zone", VmResizeZone, "The memory zone could not be resized"),
     _absent("/vm.snapshot", VmSnapshotConfig, "The VM could not be snapshotted"),
     _absent("/vm.restore", RestoreConfig, "The VM could not be restored"),
     _absent("/vm.receive-migration", ReceiveMigrationData, "Error receiving migration"),

@@ -12,7 +12,7 @@ from vmm.config.info import PciDeviceInfo
 from vmm.config.net import NetConfig
 from vmm.config.pci import PciSlot
 from vmm.config.pmem import PmemConfig
-from vmm.config.requests import VmRemoveDevice, VmResize, VmResizeDisk
+from vmm.config.requests import VmRemoveDevice, VmResize, VmResizeDisk, VmResizeZone
 from vmm.config.vsock import VsockConfig
 from vmm.errors import (
     DuplicateError,
@@ -108,4 +108,24 @@ async def resize_disk(service: Service, disk: VmResizeDisk) -> None:
     await service.owner.submit(ResizeDisk(disk.id, disk.desired_size))
 
 
-ROUTES = (*(_add(*each) for each in ADDED), add_net, remove_device, resize, resize_disk)
+@put_model(
+    "/vm.resize-zone",
+    VmResizeZone,
+    "The memory zone could not be resized",
+    NotCreatedError,
+    NotFoundError,
+    StateError,
+)
+async def resize_zone(service: Service, zone: VmResizeZone) -> None:
+    """Give a memory zone another size; the guest is asked for it."""
+    await service.owner.submit(Resize(zone))
+
+
+ROUTES = (
+    *(_add(*each) for each in ADDED),
+    add_net,
+    remove_device,
+    resize,
+    resize_disk,
+    resize_zone,
+)

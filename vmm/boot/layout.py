@@ -104,7 +104,8 @@ def ram_ranges(size: int) -> list[RamRange]:
 class DeviceAreas(NamedTuple):
     """Where a machine's devices may live, for its amount of RAM and width of addresses.
 
-    ``hotplug`` is where memory that is plugged in later goes, None where none may come.
+    ``hotplug`` is where memory that is plugged in later by ACPI goes, None where none may come;
+    ``virtio_mem`` are the regions of virtio-mem devices.
     """
 
     mmio32: Area
@@ -112,27 +113,47 @@ class DeviceAreas(NamedTuple):
     mmio64: Area
     platform: Area
     hotplug: Area | None = None
+    virtio_mem: tuple[Area, ...] = ()
 
     def platform_page(self, index: int) -> int:
         """The address of the platform's n-th page of registers, counted from the top down."""
         return self.platform.end - (index + 1) * PAGE
 
 
-def device_areas(ram_size: int, phys_bits: int, hotplug_size: int | None = None) -> DeviceAreas:
+class Growth(NamedTuple):
+    """The room that a virtio-mem device needs: bytes, and what its address is a multiple of."""
+
+    size: int
+    alignment: int
+
+
+def device_areas(
+    ram_size: int,
+    phys_bits: int,
+    hotplug_size: int | None = None,
+    virtio_mem: Sequence[Growth] = (),
+) -> DeviceAreas:
     """Work out the device areas of a machine.
 
-    Units: sizes in bytes; ``hotplug_size`` is the room kept for memory that is plugged in later,
-    None where memory hot-plug is not configured.
+    Units: sizes in bytes; ``hotplug_size`` is the room kept for memory that is plugged in later by
+    ACPI, None where that is not configured.
     Raises: ConfigError (caller) when RAM leaves no room for devices below 2^``phys_bits``.
     """
     top = (1 << phys_bits) - UNUSED_TOP
     platform = Area(top - PLATFORM_SIZE, PLATFORM_SIZE)
-    ram_end = ram_ranges(ram_size)[-1].end
-    hotplug = None if hotplug_size is None else _hotplug_area(ram_end, hotplug_size)
-    start = max(ram_end if hotplug is None else hotplug.end, RAM_ABOVE_HOLE)
+    start = max(ram_ranges(ram_size)[-1].end, RAM_ABOVE_HOLE)
+    hotplug = None
+    if hotplug_size is not None:
+        hotplug = Area(_aligned(start, HOTPLUG_ALIGNMENT), hotplug_size)
+        start = hotplug.end
+    regions = []
+    for growth in virtio_mem:
+        regions.append(Area(_aligned(start, growth.alignment), growth.size))
+        start = regions[-1].end
     if start >= platform.base:
+        room = (hotplug_size or 0) + sum(growth.size for growth in virtio_mem)
         raise ConfigError(
-            f"Memory of {ram_size // MIB} MiB with {(hotplug_size or 0) // MIB} MiB for hot-plug "
+            f"Memory of {ram_size // MIB} MiB with {room // MIB} MiB for hot-plug "
             f"(memory.size, memory.hotplug_size; --memory) ends at {start:#x}, and addresses of "
             f"{phys_bits} bits leave devices nothing above {platform.base:#x}; use less memory or "
             f"raise cpus.max_phys_bits (--cpus max_phys_bits=…) up to what the host has"
@@ -143,12 +164,12 @@ def device_areas(ram_size: int, phys_bits: int, hotplug_size: int | None = None)
         mmio64=Area(start, platform.base - start),
         platform=platform,
         hotplug=hotplug,
+        virtio_mem=tuple(regions),
     )
 
 
-def _hotplug_area(ram_end: int, size: int) -> Area:
-    aligned = -(-ram_end // HOTPLUG_ALIGNMENT) * HOTPLUG_ALIGNMENT
-    return Area(max(aligned, RAM_ABOVE_HOLE), size)
+def _aligned(address: int, alignment: int) -> int:
+    return -(-address // alignment) * alignment
 
 
 def split_area(area: Area, granularity: int, weights: Sequence[int]) -> list[Area]:

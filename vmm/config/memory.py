@@ -10,6 +10,11 @@ from vmm.config.values import Cli
 DEFAULT_SIZE: Final = 512 * MIB
 """RAM of a VM whose configuration does not speak of memory, in bytes."""
 
+MEM_BLOCK: Final = 2 * MIB
+"""Bytes of a block of virtio-mem; a zone of larger pages has blocks of one page."""
+MEM_ALIGNMENT: Final = 128 * MIB
+"""The room for virtio-mem is a multiple of this: Linux takes memory in such pieces."""
+
 
 class HotplugMethod(StrEnum):
     """How RAM is added to a running guest."""

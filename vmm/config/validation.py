@@ -7,7 +7,7 @@ later requests. All broken rules are reported at once.
 from collections.abc import Callable
 
 from vmm.config.pci import PciSlot
-from vmm.config.rules import host, machine, numa, queues, slots
+from vmm.config.rules import host, machine, memory, numa, queues, slots
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, DuplicateError
 
@@ -20,6 +20,7 @@ def validate(config: VmConfig, *, path_exists: Callable[[str], bool] | None = No
     """
     problems = [
         *machine.problems(config),
+        *memory.problems(config.memory),
         *queues.problems(config),
         *host.problems(config, path_exists),
         *numa.problems(config),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
-    from vmm.config.requests import VmResize
+    from vmm.config.requests import VmResize, VmResizeZone
     from vmm.config.vm import VmConfig
 
 
@@ -117,12 +117,12 @@ class RemoveDevice(Command):
 
 
 class Resize(Command):
-    """Give the VM other amounts of what it has."""
+    """Give the VM, or a zone of its memory, other amounts of what it has."""
 
     __slots__ = ("sizes",)
     __match_args__ = ("sizes",)
 
-    def __init__(self, sizes: VmResize) -> None:
+    def __init__(self, sizes: VmResize | VmResizeZone) -> None:
         self.sizes = sizes
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm.machine.pci_bus import PciBus
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.block import Block
+    from vmm.virtio.mem import Mem
     from vmm.virtio.pci_transport import VirtioPci
 
 
@@ -67,7 +68,7 @@ class Devices:
         names = DeviceNames(config)
         changes: dict[str, object] = {}
         for section in SECTIONS:
-            if section.has_own_name:
+            if section.has_own_name or section.is_whole:
                 continue
             described = tuple(
                 self.described(entry, names.name(section, entry))
@@ -99,6 +100,19 @@ class Devices:
         device = held.plugged.device
         if not isinstance(device, block.Block):
             raise ConfigError(f"Device {name} is no disk that can be resized; name a disk")
+        return device
+
+    def mem(self, zone: str) -> Mem:
+        """The device by which a memory zone grows. Raises: ConfigError (caller) without one."""
+        from vmm.virtio import mem  # Only now: a VM whose memory stays as it is starts sooner.
+
+        held = self._held.get(zone)
+        device = None if held is None else held.plugged.device
+        if not isinstance(device, mem.Mem):
+            raise ConfigError(
+                f"Memory zone {zone!r} has no hotplug_size (--memory, --memory-zone) by which "
+                "virtio-mem could let it grow; give it one, and reboot"
+            )
         return device
 
     def balloon(self) -> Balloon:

@@ -38,7 +38,8 @@ def write(
 
     Raises: ConfigError (caller: a payload that cannot be booted), HostError (unreadable).
     """
-    nodes = nodes_of(config, memory.regions, cpus.apic_ids)
+    room = () if areas.hotplug is None else (Span(*areas.hotplug),)
+    nodes = nodes_of(config, memory.regions, cpus.apic_ids, room)
     memory.write(tables.RSDP_ADDRESS, tables.build(_acpi_machine(config, cpus, areas, nodes)))
     payload = config.payload
     if payload is None:

@@ -1,7 +1,7 @@
 """Guest RAM: host mappings, the KVM slots that show them to the guest, and checked access.
 
-Each piece of a zone is one host mapping and one KVM slot. Nothing here trusts an address: whatever
-is not entirely RAM raises GuestError.
+Each piece of a zone is one host mapping and one KVM slot, and so is the room in which a zone grows
+by virtio-mem. Nothing here trusts an address: whatever is not entirely RAM raises GuestError.
 """
 
 from __future__ import annotations
@@ -16,21 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.layout import RamRange
 from vmm.errors import ConfigError, GuestError, HostError, InternalError
-from vmm.kvm_cffi import address_of, bind_to_numa_node
-from vmm.machine.zones import HUGE_PAGE, Piece, Zone, lay_out
+from vmm.kvm_cffi import address_of
+from vmm.machine.backing import map_zone, open_backing
+from vmm.machine.memory_blocks import MemoryBlocks
+from vmm.machine.zones import Piece, Room, Zone, lay_out
 
 if TYPE_CHECKING:
     from vmm.kvm_cffi import Vm
 
-MAP_NORESERVE = 0x4000
-MFD_HUGETLB = 0x4
-MFD_HUGE_SHIFT = 26
 MADV_DONTNEED = 4
 MADV_REMOVE = 9
-MADV_MERGEABLE = 12
-MADV_HUGEPAGE = 14
-MADV_NOHUGEPAGE = 15
-MADV_DONTDUMP = 16
 MADV_POPULATE_WRITE = 23
 
 POPULATE_STEP = 64 << 20
@@ -41,6 +36,7 @@ class Region(NamedTuple):
     """One mapped piece of RAM: guest address, size in bytes, host address, KVM slot.
 
     ``fd`` is what it is mapped from, at ``offset``; None for memory that has no descriptor.
+    ``blocks`` says what of it the guest has, where that is for virtio-mem; else it is all.
     """
 
     gpa: int
@@ -52,6 +48,19 @@ class Region(NamedTuple):
     view: memoryview
     fd: int | None
     offset: int
+    blocks: MemoryBlocks | None = None
+
+
+class Present(NamedTuple):
+    """A stretch of RAM that the guest has, inside one region."""
+
+    region: Region
+    range: RamRange
+
+    @property
+    def offset(self) -> int:
+        """Where in the region it begins, in bytes."""
+        return self.range.gpa - self.region.gpa
 
 
 class GuestMemory:
@@ -66,12 +75,33 @@ class GuestMemory:
     def _set(self, regions: Sequence[Region]) -> None:
         self.regions = tuple(sorted(regions))
         self._bases = [region.gpa for region in self.regions]
-        self.ram = _merged(self.regions)
+        self.ram = _merged([region for region in self.regions if region.blocks is None])
 
     @property
     def size(self) -> int:
-        """The bytes of RAM in all."""
-        return sum(region.size for region in self.regions)
+        """The bytes of RAM in all, without what a guest plugs by virtio-mem."""
+        return sum(region.size for region in self.regions if region.blocks is None)
+
+    def room_of(self, zone: str) -> tuple[Zone, MemoryBlocks]:
+        """The zone of an id, and the blocks by which it grows; there has to be one that does."""
+        return next(
+            (region.zone, region.blocks)
+            for region in self.regions
+            if region.blocks is not None and region.zone.id == zone
+        )
+
+    @property
+    def present(self) -> list[Present]:
+        """What there is of RAM with all that is plugged, ascending."""
+        return [
+            Present(region, range_)
+            for region in self.regions
+            for range_ in (
+                [RamRange(region.gpa, region.size)]
+                if region.blocks is None
+                else region.blocks.ranges
+            )
+        ]
 
     @classmethod
     @contextlib.contextmanager
@@ -79,19 +109,26 @@ class GuestMemory:
         cls,
         zones: Sequence[Zone],
         ranges: Sequence[RamRange],
+        rooms: Sequence[Room] = (),
         fds: Mapping[int, int] | None = None,
     ) -> Iterator[GuestMemory]:
-        """Map every zone; on leaving unmap them again.
+        """Map every zone, and the rooms in which they grow; on leaving unmap them again.
 
         ``fds`` are the descriptors, by slot, of memory that another VMM hands over.
         Raises: ConfigError (caller: zone sizes), HostError (host: file, memfd or huge pages).
         """
         with contextlib.ExitStack() as mappings:
-            pieces = enumerate(lay_out(zones, ranges))
+            pieces = lay_out(zones, ranges)
             given = fds or {}
             regions = [
-                _open_region(mappings, slot, piece, given.get(slot)) for slot, piece in pieces
+                _open_region(mappings, slot, piece, given.get(slot))
+                for slot, piece in enumerate(pieces)
             ]
+            for slot, (zone, range_) in enumerate(rooms, len(regions)):
+                piece = Piece(range_, zone, zone.size)
+                region = _open_region(mappings, slot, piece, given.get(slot))
+                blocks = MemoryBlocks(*range_, zone.block_size)
+                regions.append(region._replace(blocks=blocks))
             yield cls(regions, mappings)
 
     def add(self, zone: Zone, gpa: int, slot: int, fd: int | None = None) -> Region:
@@ -120,20 +157,18 @@ class GuestMemory:
         Raises: HostError when the host runs out of memory.
         """
         for region in regions or self.regions:
-            if not region.zone.prefault:
-                continue
-            for start in range(0, region.size, POPULATE_STEP):
-                step = min(POPULATE_STEP, region.size - start)
-                try:
-                    region.mapping.madvise(MADV_POPULATE_WRITE, start, step)
-                except OSError as error:
-                    raise HostError.from_os_error(
-                        "madvise(MADV_POPULATE_WRITE)",
-                        error,
-                        hint=f"prefaulting zone {region.zone.id!r} needs {region.size >> 20} MiB "
-                        "of free memory; make the VM smaller or turn prefault off",
-                    ) from error
-                yield
+            if region.zone.prefault and region.blocks is None:
+                yield from _populate(region, 0, region.size)
+
+    def provide(self, gpa: int, size: int) -> Iterator[None]:
+        """Have memory behind a range that is plugged, a step at a time, where its zone wants so.
+
+        Huge pages that were given back may be somebody else's by now: they are got here, where it
+        is no harm if there are none. Raises: GuestError when a byte is not RAM, HostError.
+        """
+        for region, start, taken in self._spans(gpa, size):
+            if region.zone.prefault or region.zone.hugepages:
+                yield from _populate(region, start, taken)
 
     def read(self, gpa: int, size: int) -> bytes:
         """Copy ``size`` bytes out. Raises: GuestError when a byte of them is not RAM."""
@@ -218,12 +253,27 @@ def _nobody_asks(hva: int, size: int) -> None:
     """Most of the time nobody copies RAM while it changes."""
 
 
+def _populate(region: Region, start: int, size: int) -> Iterator[None]:
+    for at in range(start, start + size, POPULATE_STEP):
+        step = min(POPULATE_STEP, start + size - at)
+        try:
+            region.mapping.madvise(MADV_POPULATE_WRITE, at, step)
+        except OSError as error:
+            raise HostError.from_os_error(
+                "madvise(MADV_POPULATE_WRITE)",
+                error,
+                hint=f"zone {region.zone.id!r} needs {size >> 20} MiB of free memory; make the VM "
+                "smaller or turn prefault off",
+            ) from error
+        yield
+
+
 def _open_region(
     mappings: contextlib.ExitStack, slot: int, piece: Piece, given: int | None = None
 ) -> Region:
     (gpa, size), zone = piece.range, piece.zone
-    fd, flags, offset = _backing(zone, size, piece.offset, given, mappings)
-    mapping = mappings.enter_context(_map(zone, size, fd, flags, offset))
+    fd, flags, offset = open_backing(zone, size, piece.offset, given, mappings)
+    mapping = mappings.enter_context(map_zone(zone, size, fd, flags, offset))
     view = mappings.enter_context(memoryview(mapping))
     hva = address_of(view)
     return Region(gpa, size, hva, slot, zone, mapping, view, None if fd < 0 else fd, offset)
@@ -238,7 +288,7 @@ def _discard(region: Region, start: int, size: int) -> None:
         raise HostError.from_os_error(
             "madvise(MADV_REMOVE)" if region.zone.is_file else "madvise(MADV_DONTNEED)",
             error,
-            hint=f"zone {region.zone.id!r} cannot shrink; leave the balloon out",
+            hint=f"zone {region.zone.id!r} cannot shrink; leave out the balloon, and hotplug_size",
         ) from error
 
 
@@ -270,112 +320,3 @@ def _merged(regions: Sequence[Region]) -> tuple[RamRange, ...]:
         else:
             merged.append(RamRange(region.gpa, region.size))
     return tuple(merged)
-
-
-@contextlib.contextmanager
-def _map(zone: Zone, size: int, fd: int, flags: int, offset: int) -> Iterator[mmap.mmap]:
-    """Map ``size`` bytes of what a zone is backed by, with its advice applied."""
-    protection = mmap.PROT_READ | mmap.PROT_WRITE
-    try:
-        mapping = mmap.mmap(fd, size, flags=flags, prot=protection, offset=offset)
-    except OSError as error:
-        hint = (
-            f"reserve {size // zone.page_size} pages of {zone.page_size >> 10} KiB in "
-            "/proc/sys/vm/nr_hugepages or under /sys/kernel/mm/hugepages"
-            if zone.hugepages
-            else "make the VM smaller"
-        )
-        raise HostError.from_os_error(
-            f"mmap of {size >> 20} MiB for memory zone {zone.id!r}", error, hint=hint
-        ) from error
-    with mapping:
-        _advise(mapping, zone, size)
-        yield mapping
-
-
-def _backing(
-    zone: Zone, size: int, offset: int, given: int | None, stack: contextlib.ExitStack
-) -> tuple[int, int, int]:
-    """Open what a zone is mapped from: a descriptor or -1, the mmap flags, the file offset.
-
-    ``given`` is a descriptor that another VMM uses already, and that is mapped as it does.
-    """
-    # Huge pages are always reserved: a guest that touched one too many would kill the process.
-    lazy = 0 if zone.reserve or zone.hugepages else MAP_NORESERVE
-    private = mmap.MAP_PRIVATE | lazy
-    if given is not None:
-        start = offset if zone.file is not None else 0
-        return _duplicate(given, start + size, zone, stack), mmap.MAP_SHARED | lazy, start
-    if zone.file is not None:
-        fd = _open_file(zone.file, offset + size)
-        stack.callback(os.close, fd)
-        return fd, mmap.MAP_SHARED if zone.shared else private, offset
-    if not (zone.shared or zone.hugepages):
-        return -1, private | mmap.MAP_ANONYMOUS, 0
-    flags = os.MFD_CLOEXEC
-    if zone.hugepages:
-        flags |= MFD_HUGETLB | (zone.page_size.bit_length() - 1) << MFD_HUGE_SHIFT
-    try:
-        fd = os.memfd_create(f"ram-{zone.id}", flags)
-        stack.callback(os.close, fd)
-        os.ftruncate(fd, size)
-    except OSError as error:
-        raise HostError.from_os_error(
-            f"memfd_create for memory zone {zone.id!r}",
-            error,
-            hint=f"does this host have pages of {zone.page_size >> 10} KiB?",
-        ) from error
-    return fd, mmap.MAP_SHARED | lazy, 0
-
-
-def _duplicate(given: int, size: int, zone: Zone, stack: contextlib.ExitStack) -> int:
-    """A copy of a descriptor that has so many bytes: to touch what it lacks would kill the VMM."""
-    try:
-        fd = os.dup(given)
-        stack.callback(os.close, fd)
-        found = os.fstat(fd).st_size
-    except OSError as error:
-        raise HostError.from_os_error("dup of a memory descriptor", error) from error
-    if found < size:
-        raise ConfigError(
-            f"The memory handed over for zone {zone.id!r} has {found} bytes and should have {size}"
-        )
-    return fd
-
-
-def _open_file(path: str, size: int) -> int:
-    """Open a zone's file, or an unnamed one in a directory, and make it large enough."""
-    try:
-        if os.path.isdir(path):
-            fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        else:
-            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(fd).st_size < size:
-                os.ftruncate(fd, size)
-        except BaseException:
-            os.close(fd)
-            raise
-    except OSError as error:
-        raise HostError.from_os_error("open of a memory zone's file", error, path=path) from error
-    return fd
-
-
-def _advise(mapping: mmap.mmap, zone: Zone, size: int) -> None:
-    mapping.madvise(MADV_DONTDUMP)
-    if not zone.hugepages and size >= HUGE_PAGE:
-        # A kernel built without transparent huge pages refuses both: nothing is lost then.
-        with contextlib.suppress(OSError):
-            mapping.madvise(MADV_HUGEPAGE if zone.thp else MADV_NOHUGEPAGE)
-    if zone.mergeable:
-        try:
-            mapping.madvise(MADV_MERGEABLE)
-        except OSError as error:
-            raise HostError.from_os_error(
-                "madvise(MADV_MERGEABLE)",
-                error,
-                hint="this kernel has no KSM; turn mergeable off",
-            ) from error
-    if zone.host_numa_node is not None:
-        with memoryview(mapping) as view:
-            bind_to_numa_node(address_of(view), size, zone.host_numa_node)

@@ -28,16 +28,19 @@ logger = logging.getLogger(__name__)
 
 
 def nodes_of(
-    config: VmConfig, regions: Sequence[Region], apic_ids: Sequence[int]
+    config: VmConfig,
+    regions: Sequence[Region],
+    apic_ids: Sequence[int],
+    room: Sequence[Span] = (),
 ) -> tuple[NumaNode, ...]:
     """Describe the nodes, node 0 first; none if the configuration has none.
 
+    ``room`` is where memory may come later that is in no zone.
     Raises: ConfigError (caller) for a generic initiator whose place is not known.
     """
     given = {node.guest_numa_id: node for node in config.numa or ()}
     if not given:
         return ()
-    node_of_zone = {zone: id for id, node in given.items() for zone in node.memory_zones or ()}
     node_of_cpu = {cpu: id for id, node in given.items() for cpu in node.cpus or ()}
     return tuple(
         NumaNode(
@@ -45,7 +48,7 @@ def nodes_of(
             memory=tuple(
                 Span(region.gpa, region.size)
                 for region in regions
-                if node_of_zone.get(region.zone.id, DEFAULT_NODE) == id
+                if region.blocks is None and node_of_zone(config, region.zone.id) == id
             ),
             apic_ids=tuple(
                 apic_id
@@ -54,6 +57,12 @@ def nodes_of(
             ),
             initiators=tuple(_initiators(config, given.get(id))),
             distances=_distances(given.get(id)),
+            room=tuple(
+                Span(region.gpa, region.size)
+                for region in regions
+                if region.blocks is not None and node_of_zone(config, region.zone.id) == id
+            )
+            + (tuple(room) if id == DEFAULT_NODE else ()),
         )
         for id in sorted({DEFAULT_NODE, *given})
     )
@@ -68,6 +77,16 @@ def _distances(node: NumaConfig | None) -> Mapping[int, int]:
             LOCAL,
         )
     return said
+
+
+def node_of_zone(config: VmConfig, zone: str) -> int | None:
+    """The node a memory zone is near; None where there are no nodes."""
+    if not config.numa:
+        return None
+    for node in config.numa:
+        if zone in (node.memory_zones or ()):
+            return node.guest_numa_id
+    return DEFAULT_NODE
 
 
 def node_of_segment(config: VmConfig, segment: int) -> int | None:

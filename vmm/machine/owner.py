@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm.config.info import PciDeviceInfo, VmInfo
-    from vmm.config.requests import VmResize
+    from vmm.config.requests import VmResize, VmResizeZone
     from vmm.config.vm import VmConfig
     from vmm.machine.consoles import Consoles
     from vmm.machine.interface import Events, Machine, OpenConsoles, OpenMachine
@@ -284,7 +284,7 @@ class VmOwner:
         self._state = State.RUNNING
         self._events.emit("vm", "resumed")
 
-    async def _resize(self, sizes: VmResize) -> None:
+    async def _resize(self, sizes: VmResize | VmResizeZone) -> None:
         from vmm.machine.resize import resize  # Only now: most VMs never are.
 
         config = self._stored_config()

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from vmm.boot.layout import ram_ranges
+from vmm.config.memory import HotplugMethod
+from vmm.config.requests import VmResizeZone
 from vmm.config.validation import validate
-from vmm.errors import ConfigError
-from vmm.machine.zones import default_zone, lay_out
+from vmm.errors import ConfigError, NotFoundError
+from vmm.machine.zones import DEFAULT_ZONE, default_zone, lay_out, zones_of
 
 if TYPE_CHECKING:
     from vmm.config.requests import VmResize
@@ -32,6 +34,9 @@ class Resizable(Protocol):
     async def grow_ram(self, size: int) -> None:
         """Plug in more RAM, in bytes; a machine without room for any stays as it is."""
 
+    def resize_zone(self, zone: str, size: int) -> None:
+        """Ask the guest to have so many bytes of a zone beyond those of the boot."""
+
     def resize_balloon(self, size: int) -> None:
         """Ask the guest for so many bytes in all."""
 
@@ -39,13 +44,17 @@ class Resizable(Protocol):
 async def resize(
     config: VmConfig,
     machine: Resizable | None,
-    sizes: VmResize,
+    sizes: VmResize | VmResizeZone,
     store: Callable[[VmConfig], None],
 ) -> None:
     """Give the VM these sizes, and store the configuration after each change.
 
-    ``machine`` is None before boot. Raises: ConfigError (caller), PendingError, HostError.
+    ``machine`` is None before boot. Raises: ConfigError (caller), NotFoundError for a zone that
+    there is not, PendingError, HostError.
     """
+    if isinstance(sizes, VmResizeZone):
+        store(_with_zone(config, machine, sizes.id, sizes.desired_ram))
+        return
     if sizes.desired_vcpus is not None:
         config = await _with_vcpus(config, machine, sizes.desired_vcpus)
         store(config)
@@ -68,18 +77,63 @@ async def _with_vcpus(config: VmConfig, machine: Resizable | None, vcpus: int) -
 async def _with_ram(config: VmConfig, machine: Resizable | None, ram: int) -> VmConfig:
     """RAM that cannot come now, or go, does so at the next boot, which must not fail for it."""
     memory = config.memory.model_copy(update={"size": ram})
-    if not memory.zones:
-        lay_out([default_zone(memory)], ram_ranges(ram))
     if machine is not None:
         if config.memory.zones:
             raise ConfigError(
                 f"desired_ram is {ram}, and the RAM is in zones (memory.zones, --memory-zone), "
                 "of which nothing says which is meant; use vm.resize-zone"
             )
+        if config.memory.hotplug_method == HotplugMethod.VIRTIO_MEM:
+            return _with_mem(config, machine, ram)
+    if not memory.zones:
+        lay_out([default_zone(memory)], ram_ranges(ram))
+    if machine is not None:
         more = ram - machine.ram_size
         if more > 0:
             await machine.grow_ram(more)
     return config.model_copy(update={"memory": memory})
+
+
+def _with_mem(config: VmConfig, machine: Resizable, ram: int) -> VmConfig:
+    """The guest plugs and unplugs what it is asked to beyond the RAM of the boot."""
+    memory = config.memory
+    more = _beyond_boot("desired_ram", ram, memory.size)
+    if more != (memory.hotplugged_size or 0):
+        machine.resize_zone(DEFAULT_ZONE, more)
+    memory = memory.model_copy(update={"hotplugged_size": more or None})
+    return config.model_copy(update={"memory": memory})
+
+
+def _with_zone(config: VmConfig, machine: Resizable | None, id: str, size: int) -> VmConfig:
+    """A zone grows and shrinks by virtio-mem; before boot it is made of another size."""
+    zones = config.memory.zones or ()
+    zone = next((zone for zone in zones if zone.id == id), None)
+    if zone is None:
+        raise NotFoundError(
+            f'No memory zone with id "{id}"; memory.zones (--memory-zone) has '
+            f"{', '.join(zone.id for zone in zones) or 'none, use vm.resize'}"
+        )
+    if machine is None:
+        changed = zone.model_copy(update={"size": size})
+    else:
+        more = _beyond_boot(f"desired_ram of memory zone {id}", size, zone.size)
+        machine.resize_zone(id, more)
+        changed = zone.model_copy(update={"hotplugged_size": more or None})
+    changed_zones = tuple(changed if each is zone else each for each in zones)
+    memory = config.memory.model_copy(update={"zones": changed_zones})
+    if machine is None:
+        lay_out(zones_of(memory), ram_ranges(memory.total_size))
+    return config.model_copy(update={"memory": memory})
+
+
+def _beyond_boot(name: str, wanted: int, boot: int) -> int:
+    """How much is wanted beyond what is there from the boot on. Raises: ConfigError (caller)."""
+    if wanted < boot:
+        raise ConfigError(
+            f"{name} is {wanted}, and the {boot} bytes that were there at boot stay; give as many "
+            "or more, or boot with less"
+        )
+    return wanted - boot
 
 
 def _with_balloon(config: VmConfig, machine: Resizable | None, size: int) -> VmConfig:

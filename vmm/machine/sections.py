@@ -15,7 +15,7 @@ from vmm.config.changes import CHANGING_SECTIONS
 from vmm.config.pci import PciSlot
 from vmm.errors import HostError
 from vmm.kvm_cffi import Virtqueue
-from vmm.machine import small_devices
+from vmm.machine import mems, small_devices
 from vmm.virtio.rng import Rng
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Section(NamedTuple):
     entries: Callable[[VmConfig], Iterable[PciSlot]]
     open: Opener
     has_low_bar: bool = False
+    is_whole: bool = False
 
     @property
     def has_own_name(self) -> bool:
@@ -203,6 +204,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("rng", "__rng", lambda config: (config.rng,), open_rng),
     Section("pmem", "_pmem", lambda config: config.pmem or (), open_pmem),
     Section("vsock", "_vsock", _optional("vsock"), open_vsock),
+    Section("memory", "mem", mems.entries, mems.open_mem, is_whole=True),
     Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
     Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),
     Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vmm.config.memory import HotplugMethod
 from vmm.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -43,11 +42,6 @@ def _missing(config: VmConfig) -> Iterator[str]:
     for name, flag in SECTIONS.items():
         if getattr(config, name):
             yield _sentence(name, flag, BACK_ENDS.get(name))
-    memory = config.memory
-    if memory.hotplug_method == HotplugMethod.VIRTIO_MEM:
-        yield _sentence("memory.hotplug_method VirtioMem", "--memory hotplug_method=virtio-mem")
-    if any(zone.hotplug_size for zone in memory.zones or ()):
-        yield _sentence("memory.zones[].hotplug_size", "--memory-zone hotplug_size=…")
     yield from _missing_platform(config)
     if config.payload is not None and config.payload.igvm is not None:
         yield _sentence("payload.igvm", "--igvm")

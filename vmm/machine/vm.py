@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from vmm.acpi.ged import AcpiNotification
 from vmm.acpi.memory_hotplug import SLOTS as RAM_SLOTS
 from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
+from vmm.config.memory import HotplugMethod
 from vmm.config.validation import settle, validate
 from vmm.errors import HostError, InternalError
 from vmm.events import EventSink
@@ -44,7 +45,7 @@ from vmm.machine.ram_hotplug import SLOTS_BEHIND_RAM, RamHotplug
 from vmm.machine.sections import Board
 from vmm.machine.supported import check_supported
 from vmm.machine.vcpus import Vcpus
-from vmm.machine.zones import default_zone, zones_of
+from vmm.machine.zones import default_zone, rooms_of, zones_of
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from vmm.machine.disks import DiskPool
     from vmm.machine.hotplug import Added
     from vmm.machine.sections import Events
+    from vmm.machine.zones import Zone
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,13 @@ class VirtualMachine:
         """
         if self.ram_hotplug is not None:
             await self.ram_hotplug.grow(size)
+
+    def resize_zone(self, zone: str, size: int) -> None:
+        """Ask the guest to have so many bytes of a zone beyond those of the boot.
+
+        Raises: ConfigError (caller).
+        """
+        self._devices.mem(zone).resize(size)
 
     def resize_balloon(self, size: int) -> None:
         """Ask the guest for so many bytes in all. Raises: ConfigError (caller)."""
@@ -280,11 +289,12 @@ async def open_machine(
         vm = stack.enter_context(kvm.create_vm())
         _set_up_irqchip(vm)
         zones = zones_of(config.memory)
-        ranges = ram_ranges(config.total_memory())
-        areas = layout.device_areas(
-            config.total_memory(), cpus.phys_bits, config.memory.hotplug_size or None
+        areas = _device_areas(config, zones, cpus.phys_bits)
+        memory = stack.enter_context(
+            GuestMemory.open(
+                zones, ram_ranges(config.total_memory()), rooms_of(zones, areas.virtio_mem)
+            )
         )
-        memory = stack.enter_context(GuestMemory.open(zones, ranges))
         memory.enter_slots(vm)
         for _ in memory.populate():
             await trio.lowlevel.checkpoint()
@@ -325,6 +335,17 @@ async def open_machine(
                     running.cancel_scope.cancel()
             finally:
                 devices.cancel()
+
+
+def _device_areas(config: VmConfig, zones: Sequence[Zone], phys_bits: int) -> layout.DeviceAreas:
+    """Where devices may be, behind RAM and what it grows by. Raises: ConfigError (caller)."""
+    is_acpi = config.memory.hotplug_method == HotplugMethod.ACPI
+    return layout.device_areas(
+        config.total_memory(),
+        phys_bits,
+        (config.memory.hotplug_size or None) if is_acpi else None,
+        [zone.growth for zone in zones if zone.room],
+    )
 
 
 def _disk_pool(config: VmConfig) -> Callable[[], DiskPool]:

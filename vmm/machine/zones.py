@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.boot.layout import RamRange
+from vmm.boot.layout import HOTPLUG_ALIGNMENT, Growth, RamRange
+from vmm.config.memory import MEM_BLOCK, HotplugMethod
 from vmm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vmm.boot.layout import Area
     from vmm.config.memory import MemoryConfig
 
 PAGE = 4096
@@ -21,7 +23,10 @@ DEFAULT_ZONE = "mem0"
 
 
 class Zone(NamedTuple):
-    """A stretch of RAM with one kind of backing; ``size`` in bytes."""
+    """A stretch of RAM with one kind of backing; ``size`` in bytes.
+
+    It grows by virtio-mem by up to ``room`` bytes, and is asked for ``grown`` of them at boot.
+    """
 
     id: str
     size: int
@@ -34,6 +39,18 @@ class Zone(NamedTuple):
     host_numa_node: int | None = None
     reserve: bool = False
     thp: bool = True
+    room: int = 0
+    grown: int = 0
+
+    @property
+    def block_size(self) -> int:
+        """The bytes of the blocks in which it grows."""
+        return max(MEM_BLOCK, self.page_size)
+
+    @property
+    def growth(self) -> Growth:
+        """The addresses that it needs to grow."""
+        return Growth(self.room, max(HOTPLUG_ALIGNMENT, self.block_size))
 
     @property
     def page_size(self) -> int:
@@ -48,6 +65,7 @@ class Zone(NamedTuple):
 
 def default_zone(config: MemoryConfig) -> Zone:
     """The zone for ``size``, and of what kind RAM is that is plugged in later."""
+    grows = config.hotplug_method == HotplugMethod.VIRTIO_MEM
     return Zone(
         DEFAULT_ZONE,
         config.size,
@@ -58,6 +76,8 @@ def default_zone(config: MemoryConfig) -> Zone:
         prefault=config.prefault,
         reserve=config.reserve,
         thp=config.thp,
+        room=(config.hotplug_size or 0) if grows else 0,
+        grown=(config.hotplugged_size or 0) if grows else 0,
     )
 
 
@@ -78,9 +98,24 @@ def zones_of(config: MemoryConfig) -> tuple[Zone, ...]:
                 host_numa_node=zone.host_numa_node,
                 reserve=zone.reserve,
                 thp=config.thp,
+                room=zone.hotplug_size or 0,
+                grown=zone.hotplugged_size or 0,
             )
         )
     return tuple(zones)
+
+
+class Room(NamedTuple):
+    """Where the guest sees what a zone grows by."""
+
+    zone: Zone
+    range: RamRange
+
+
+def rooms_of(zones: Sequence[Zone], areas: Sequence[Area]) -> list[Room]:
+    """The rooms of the zones that grow: one area each, in order."""
+    growing = [zone for zone in zones if zone.room]
+    return [Room(zone, RamRange(*area)) for zone, area in zip(growing, areas, strict=True)]
 
 
 class Piece(NamedTuple):

@@ -41,20 +41,22 @@ async def write_core(path: str, memory: GuestMemory, vcpus: Sequence[VcpuRegiste
 
     Raises: HostError when it is there already, or cannot be written.
     """
-    ram = [Piece(region.gpa, region.size) for region in memory.regions]
+    present = memory.present
+    ram = [Piece(*each.range) for each in present]
     if len(ram) >= MOST_SEGMENTS:
         raise ConfigError(f"RAM has {len(ram)} pieces; a core file may have {MOST_SEGMENTS - 1}")
     before = headers(vcpus, ram)
     async with _made(path) as fd:
         try:
-            os.truncate(fd, len(before) + memory.size)
+            os.truncate(fd, len(before) + sum(piece.size for piece in ram))
             os.pwrite(fd, before, 0)
             at = len(before)
-            for region in memory.regions:
-                for start in range(0, region.size, STEP):
-                    with region.view[start : start + STEP] as step:
-                        await trio.to_thread.run_sync(_write_step, fd, step, at + start)
-                at += region.size
+            for each in present:
+                for start in range(each.offset, each.offset + each.range.size, STEP):
+                    end = min(start + STEP, each.offset + each.range.size)
+                    with each.region.view[start:end] as step:
+                        await trio.to_thread.run_sync(_write_step, fd, step, at)
+                    at += end - start
         except OSError as error:
             raise HostError.from_os_error("write of a core file", error, path=path) from error
 

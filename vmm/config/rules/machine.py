@@ -1,11 +1,10 @@
-"""Rules for what the machine itself is: payload, consoles, CPUs, memory, platform, Landlock."""
+"""Rules for what the machine itself is: payload, consoles, CPUs, platform, balloon."""
 
 import logging
 from collections.abc import Iterator
 
 from vmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig
 from vmm.config.cpus import CpusConfig, CpuTopology
-from vmm.config.memory import MemoryConfig, MemoryZoneConfig
 from vmm.config.pci import PciSegmentConfig
 from vmm.config.platform import DEFAULT_PLATFORM, PlatformConfig
 from vmm.config.rules.problem import Problem, at
@@ -25,7 +24,6 @@ def problems(config: VmConfig) -> Iterator[Problem]:
     yield from _payload(config)
     yield from _consoles(config)
     yield from _cpus(config.cpus)
-    yield from _memory(config.memory)
     yield from _platform(config.platform or DEFAULT_PLATFORM)
     yield from _pci_segments(config)
     yield from _balloon(config)
@@ -128,35 +126,6 @@ def _topology(cpus: CpusConfig, topology: CpuTopology) -> Iterator[Problem]:
             f"{place}: The product of the topology ({total}) must equal max_vcpus "
             f"({cpus.max_vcpus}); change either"
         )
-
-
-def _memory(memory: MemoryConfig) -> Iterator[Problem]:
-    yield from _backing("memory", memory)
-    for index, zone in enumerate(memory.zones or ()):
-        yield from _backing(f"memory.zones[{index}]", zone)
-
-
-def _backing(path: str, memory: MemoryConfig | MemoryZoneConfig) -> Iterator[Problem]:
-    size = memory.hugepage_size
-    if size is not None and not memory.hugepages:
-        yield Problem(
-            f"{at(path, memory, 'hugepage_size')} is {size} without hugepages: Huge page size "
-            "specified but huge pages not enabled; turn hugepages on or leave the size out"
-        )
-    if size is not None and not _is_power_of_two(size):
-        yield Problem(
-            f"{at(path, memory, 'hugepage_size')}: Huge page size is not power of 2: {size}; "
-            "give one the host has, such as 2M"
-        )
-    if memory.mergeable and memory.shared:
-        yield Problem(
-            f"{at(path, memory, 'mergeable')}: Memory cannot be both mergeable and shared; "
-            "turn one of them off"
-        )
-
-
-def _is_power_of_two(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0
 
 
 def _platform(platform: PlatformConfig) -> Iterator[Problem]:

@@ -1,0 +1,171 @@
+"""Memory that a running stock guest plugs and unplugs by virtio-mem, and where it sees it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.guest.conftest import BOOT_S, Guest, booted
+from tests.guest.debian import vmm_pid
+from tools.images.initramfs import initramfs
+from tools.images.kernels import Kernel, kernel
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+PATIENCE_S = 90.0
+NODES = "/sys/devices/system/node"
+MOVABLE = "memhp_default_state=online_movable"
+"""Have the guest take what is plugged at once, and in such a way that it can give it back."""
+GROWING = "hotplug_method=virtio-mem"
+
+
+async def total_mib(guest: Guest, node: int | None = None) -> int:
+    """What the guest counts as its memory, or as that of a node."""
+    place = "/proc/meminfo" if node is None else f"{NODES}/node{node}/meminfo"
+    match = re.search(r"MemTotal: +(\d+) kB", await guest.run(f"grep MemTotal {place}"))
+    assert match is not None
+    return int(match[1]) >> 10
+
+
+async def wait_for_size(guest: Guest, mib: int) -> None:
+    """Wait until the VMM counts so much; the guest takes its time, and no event tells of it."""
+    with trio.fail_after(PATIENCE_S):
+        while (await guest.vmm.info())["memory_actual_size"] != mib * MIB:  # noqa: ASYNC110
+            await trio.sleep(0.2)
+
+
+async def wait_for_reboot(guest: Guest) -> None:
+    """Have the guest reset itself, and wait until it is up again."""
+    at = len(guest.console.text)
+    await guest.console.type("reboot -f\n")
+    await guest.console.wait_for("GUEST-READY", BOOT_S, after=at)
+    await guest.run("stty -echo")
+
+
+async def online_blocks(guest: Guest) -> int:
+    """How many blocks of 128 MiB the guest has online."""
+    states = await guest.run("cat /sys/devices/system/memory/memory*/state")
+    return states.split().count("online")
+
+
+def resident_mib(guest: Guest) -> int:
+    """What the process of the VMM holds of this host's memory."""
+    text = Path(f"/proc/{vmm_pid(guest)}/status").read_text()
+    match = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert match is not None
+    return int(match[1]) >> 10
+
+
+@pytest.mark.parametrize("version", ["6.1-cloud", "6.12-cloud"])
+async def test_guest_grows_and_shrinks_and_keeps_its_size_over_a_reboot(
+    place: Path, version: str
+) -> None:
+    image = kernel(version)
+    archive = initramfs(image, "virtio")
+    options = ("--memory", f"size=384M,{GROWING},hotplug_size=512M", "--balloon", "size=0")
+    async with booted(place, image, archive, *options, extra=MOVABLE) as guest:
+        before = await total_mib(guest)
+        blocks = await online_blocks(guest)
+        await guest.vmm.put("vm.resize", {"desired_ram": 768 * MIB})
+        await wait_for_size(guest, 768)
+        grown, grown_blocks = await total_mib(guest), await online_blocks(guest)
+        # More than was there at first.
+        await guest.run(
+            "mount -t tmpfs -o size=500M none /mnt && dd if=/dev/zero of=/mnt/f bs=1M count=480",
+            seconds=PATIENCE_S,
+        )
+        full = resident_mib(guest)
+        await guest.run("rm /mnt/f; umount /mnt")
+        await guest.vmm.put("vm.resize", {"desired_ram": 512 * MIB})
+        await wait_for_size(guest, 512)
+        shrunk, less = await total_mib(guest), resident_mib(guest)
+        config = (await guest.vmm.info())["config"]["memory"]
+        await wait_for_reboot(guest)
+        await wait_for_size(guest, 512)
+        again = await total_mib(guest)
+        sizes = {"desired_ram": 640 * MIB, "desired_balloon": 64 * MIB}
+        await guest.vmm.put("vm.resize", sizes)
+        await wait_for_size(guest, 576)
+
+    assert (grown - before, grown_blocks - blocks) == (384, 3)
+    assert shrunk - before == again - before == 128
+    assert full - less > 150, (full, less)
+    assert (config["size"], config["hotplugged_size"]) == (384 * MIB, 128 * MIB)
+
+
+async def test_sizes_that_cannot_be_are_refused_and_change_nothing(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    options = ("--memory", f"size=256M,{GROWING},hotplug_size=128M,hotplugged_size=64M")
+    async with booted(place, linux, with_virtio, *options, extra=MOVABLE) as guest:
+        await wait_for_size(guest, 320)
+        before = (await guest.vmm.info())["config"]
+        answers = {
+            size: await guest.vmm.api("PUT", "vm.resize", {"desired_ram": size})
+            for size in (255 * MIB, 257 * MIB, 386 * MIB)
+        }
+        zone = await guest.vmm.api(
+            "PUT", "vm.resize-zone", {"id": "mem0", "desired_ram": 320 * MIB}
+        )
+        await guest.vmm.put("vm.resize", {"desired_ram": 320 * MIB})
+        after = (await guest.vmm.info())["config"]
+
+    assert {size >> 20: answer.status for size, answer in answers.items()} == {
+        255: 400,
+        257: 400,
+        386: 400,
+    }
+    assert b"that were there at boot stay" in answers[255 * MIB].body
+    assert b"grows in blocks of 2097152 bytes" in answers[257 * MIB].body
+    assert b"its hotplug_size is 134217728" in answers[386 * MIB].body
+    assert (zone.status, b"none, use vm.resize" in zone.body) == (404, True)
+    assert before == after
+
+
+async def test_zones_grow_and_shrink_in_their_numa_nodes(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    async with booted(
+        place,
+        linux,
+        with_virtio,
+        *("--cpus", "boot=2", "--memory", f"size=0,{GROWING}", "--memory-zone"),
+        "id=near,size=256M,hotplug_size=256M",
+        f"id=far,size=128M,hotplug_size=256M,hotplugged_size=128M,shared=on,file={place}",
+        "--numa",
+        "guest_numa_id=0,cpus=[0],memory_zones=[near],distances=[1@25]",
+        "guest_numa_id=1,cpus=[1],memory_zones=[far]",
+        extra=MOVABLE,
+    ) as guest:
+        await wait_for_size(guest, 512)
+        first = [await total_mib(guest, node) for node in (0, 1)]
+        for zone, size in (("near", 384), ("far", 320)):
+            await guest.vmm.put("vm.resize-zone", {"id": zone, "desired_ram": size * MIB})
+        await wait_for_size(guest, 704)
+        second = [await total_mib(guest, node) for node in (0, 1)]
+        await guest.vmm.put("vm.resize-zone", {"id": "far", "desired_ram": 128 * MIB})
+        await wait_for_size(guest, 512)
+        third = [await total_mib(guest, node) for node in (0, 1)]
+        zones = (await guest.vmm.info())["config"]["memory"]["zones"]
+        ask = {"id": "near", "desired_ram": 384 * MIB}
+        same = await guest.vmm.api("PUT", "vm.resize-zone", ask)
+        whole = await guest.vmm.api("PUT", "vm.resize", {"desired_ram": 512 * MIB})
+        await wait_for_reboot(guest)
+        await wait_for_size(guest, 512)
+        fourth = [await total_mib(guest, node) for node in (0, 1)]
+        sections = await guest.run(f"ls -d {NODES}/node*/memory*")
+        tree = (await guest.vmm.info())["device_tree"]
+
+    assert [new - old for old, new in zip(first, second, strict=True)] == [128, 64]
+    assert [new - old for old, new in zip(first, third, strict=True)] == [128, -128]
+    assert third == fourth
+    assert sections.count("/node0/memory") == 3
+    assert [zone.get("hotplugged_size") for zone in zones] == [128 * MIB, None]
+    assert (same.status, whole.status) == (400, 400)
+    assert b"already; give another size" in same.body
+    assert b"use vm.resize-zone" in whole.body
+    assert {"near", "far", "_virtio-pci-near"} <= set(tree)
