@@ -78,6 +78,9 @@ class FakeMachine:
         if self.add_error is not None:
             raise self.add_error
 
+    def check_payload(self, config: VmConfig) -> None:
+        self.calls.append(f"payload in {config.memory.size}")
+
     def resize_zone(self, zone: str, size: int) -> None:
         self.calls.append(f"zone {zone} by {size}")
 

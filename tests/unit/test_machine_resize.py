@@ -39,6 +39,11 @@ class FakeMachine:
     async def resize_vcpus(self, count: int) -> None:
         self.calls.append(("vcpus", count))
 
+    def check_payload(self, config: VmConfig) -> None:
+        self.calls.append(("payload", config.memory.size))
+        if self.error is not None:
+            raise self.error
+
     def resize_zone(self, zone: str, size: int) -> None:
         self.calls.append((zone, size))
 
@@ -83,14 +88,33 @@ async def test_more_ram_is_plugged_in_and_stored() -> None:
     assert config.memory.size == 768 * MIB
 
 
-@pytest.mark.parametrize("ram", [256 * MIB, 512 * MIB])
-async def test_no_more_ram_waits_for_the_next_boot(ram: int) -> None:
+@pytest.mark.parametrize(("ram", "calls"), [(256 * MIB, [("payload", 256 * MIB)]), (512 * MIB, [])])
+async def test_no_more_ram_waits_for_the_next_boot(ram: int, calls: list[tuple[str, int]]) -> None:
     machine = FakeMachine()
 
     config = await resized(machine, ram=ram)
 
-    assert machine.calls == []
+    assert machine.calls == calls
     assert config.memory.size == ram
+
+
+async def test_less_ram_than_the_next_boot_needs_is_refused_and_not_stored() -> None:
+    machine = FakeMachine()
+    machine.error = ConfigError("The kernel needs RAM up to 0x3000000")
+    stored: list[VmConfig] = []
+
+    with pytest.raises(ConfigError, match="needs RAM up to"):
+        await resize(CONFIG, machine, VmResize(desired_ram=8 * MIB), stored.append)
+    assert stored == []
+
+
+async def test_less_ram_than_the_balloon_has_is_refused_and_not_stored() -> None:
+    config = await resized(FakeMachine(), balloon=256 * MIB)
+    stored: list[VmConfig] = []
+
+    with pytest.raises(ConfigError, match="greater than RAM"):
+        await resize(config, FakeMachine(), VmResize(desired_ram=256 * MIB), stored.append)
+    assert stored == []
 
 
 @pytest.mark.parametrize("machine", [None, FakeMachine()], ids=["created", "running"])

@@ -23,3 +23,18 @@ class BootRam(Protocol):
         self, gpa: int, size: int, file: io.BufferedIOBase | io.RawIOBase, offset: int
     ) -> None:
         """Read ``size`` bytes of a file, from ``offset``, straight into RAM."""
+
+
+class SupposedRam:
+    """RAM that is not there: it takes everything, to see whether that fits."""
+
+    def __init__(self, ram: Sequence[RamRange]) -> None:
+        self.ram = ram
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        """Keep nothing."""
+
+    def write_from_file(
+        self, gpa: int, size: int, file: io.BufferedIOBase | io.RawIOBase, offset: int
+    ) -> None:
+        """Read nothing."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from vmm.acpi import tables
 from vmm.acpi.machine import Machine, NumaNode, PciSegment
 from vmm.boot.assemble import BootFacts, Payload, prepare
+from vmm.boot.layout import ram_ranges
 from vmm.boot.payload import open_payload
+from vmm.boot.ram import SupposedRam
 from vmm.boot.smbios import SystemIdentity
 from vmm.errors import InternalError
 from vmm.machine.chipset import (
@@ -25,6 +27,8 @@ from vmm.pci.allocator import Span
 if TYPE_CHECKING:
     from vmm.boot.entry import KernelEntry
     from vmm.boot.layout import DeviceAreas
+    from vmm.boot.ram import BootRam
+    from vmm.config.payload import PayloadConfig
     from vmm.config.platform import PlatformConfig
     from vmm.config.vm import VmConfig
     from vmm.machine.memory import GuestMemory
@@ -41,10 +45,22 @@ def write(
     room = () if areas.hotplug is None else (Span(*areas.hotplug),)
     nodes = nodes_of(config, memory.regions, cpus.apic_ids, room)
     memory.write(tables.RSDP_ADDRESS, tables.build(_acpi_machine(config, cpus, areas, nodes)))
-    payload = config.payload
+    facts = BootFacts(cpus.apic_ids[: config.cpus.boot_vcpus], _identity(config.platform))
+    return _load(memory, config.payload, facts)
+
+
+def check(config: VmConfig) -> None:
+    """Have the payload of a configuration loaded into its RAM, as if it were there.
+
+    Raises: ConfigError (caller: it does not fit), HostError (unreadable).
+    """
+    ram = SupposedRam(ram_ranges(config.total_memory()))
+    _load(ram, config.payload, BootFacts((0,), _identity(config.platform)))
+
+
+def _load(memory: BootRam, payload: PayloadConfig | None, facts: BootFacts) -> KernelEntry:
     if payload is None:
         raise InternalError("A machine without a payload got past validation")
-    facts = BootFacts(cpus.apic_ids[: config.cpus.boot_vcpus], _identity(config.platform))
     with ExitStack() as files:
         role, path = (
             ("firmware", payload.firmware) if payload.firmware else ("kernel", payload.kernel)

@@ -34,6 +34,9 @@ class Resizable(Protocol):
     async def grow_ram(self, size: int) -> None:
         """Plug in more RAM, in bytes; a machine without room for any stays as it is."""
 
+    def check_payload(self, config: VmConfig) -> None:
+        """Refuse a configuration with less RAM than its kernel needs."""
+
     def resize_zone(self, zone: str, size: int) -> None:
         """Ask the guest to have so many bytes of a zone beyond those of the boot."""
 
@@ -87,11 +90,15 @@ async def _with_ram(config: VmConfig, machine: Resizable | None, ram: int) -> Vm
             return _with_mem(config, machine, ram)
     if not memory.zones:
         lay_out([default_zone(memory)], ram_ranges(ram))
+    config = config.model_copy(update={"memory": memory})
     if machine is not None:
+        validate(config)
         more = ram - machine.ram_size
         if more > 0:
             await machine.grow_ram(more)
-    return config.model_copy(update={"memory": memory})
+        elif more < 0:
+            machine.check_payload(config)
+    return config
 
 
 def _with_mem(config: VmConfig, machine: Resizable, ram: int) -> VmConfig:

@@ -129,6 +129,13 @@ class VirtualMachine:
         if self.ram_hotplug is not None:
             await self.ram_hotplug.grow(size)
 
+    def check_payload(self, config: VmConfig) -> None:
+        """Refuse a configuration with less RAM than its kernel needs.
+
+        Raises: ConfigError (caller), HostError when the kernel cannot be read.
+        """
+        firmware.check(config)
+
     def resize_zone(self, zone: str, size: int) -> None:
         """Ask the guest to have so many bytes of a zone beyond those of the boot.
 

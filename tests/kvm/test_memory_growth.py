@@ -1,0 +1,128 @@
+"""RAM that real VMs are to have more or less of: what is stored, and what their guests reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kvm.guests.image import write_kernel
+from tests.kvm.guests.leaks import check_nothing_left, holdings
+from tests.kvm.guests.machines import MIB, RAM_BYTES, Owned, configure, owned, running
+from tests.kvm.guests.programs import HALT, WINDOW, map_window, say
+from vmm.config.requests import VmResize, VmResizeZone
+from vmm.config.vm import VmConfig
+from vmm.errors import ConfigError, NotFoundError
+from vmm.machine.commands import Boot, Create, Pause, Reboot, Resize, Resume
+from vmm.machine.scope import sole_cause
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
+
+ROOM = 128 * MIB
+REGION = 4 << 30
+"""Where the first zone that grows has its region."""
+
+
+def growing(folder: Path, source: str = HALT, **zone: object) -> VmConfig:
+    """A VM with a zone that grows and one that does not."""
+    zones = [
+        {"id": "near", "size": RAM_BYTES, "hotplug_size": ROOM, **zone},
+        {"id": "fixed", "size": 2 * MIB},
+    ]
+    memory = {"size": 0, "hotplug_method": "VirtioMem", "zones": zones}
+    return configure(write_kernel(folder, source), memory=memory)
+
+
+def zone(id: str, size: int) -> Resize:
+    return Resize(VmResizeZone(id=id, desired_ram=size))
+
+
+def asked_for(held: Owned) -> tuple[int | None, ...]:
+    """What the zones are to have beyond the boot's RAM."""
+    zones = held.owner.info().config.memory.zones or ()
+    return tuple(zone.hotplugged_size for zone in zones)
+
+
+async def test_less_ram_than_the_kernel_needs_is_refused_and_the_vm_reboots(
+    tmp_path: Path,
+) -> None:
+    async with owned(configure(write_kernel(tmp_path, HALT))) as held:
+        with pytest.raises(ConfigError, match="ends below what a kernel needs"):
+            await held.do(Resize(VmResize(desired_ram=MIB)))
+        await held.do(Reboot())
+        assert held.owner.info().config.memory.size == RAM_BYTES
+
+        await held.do(Resize(VmResize(desired_ram=RAM_BYTES // 2)), Reboot())
+        assert held.owner.info().memory_actual_size == RAM_BYTES // 2
+
+
+async def test_zone_is_asked_for_what_it_is_to_have_in_every_state(tmp_path: Path) -> None:
+    async with owned() as held:
+        await held.do(Create(growing(tmp_path)), zone("near", RAM_BYTES * 2), Boot())
+        assert held.owner.info().memory_actual_size == RAM_BYTES * 2 + 2 * MIB
+
+        await held.do(zone("near", RAM_BYTES * 2 + 4 * MIB))
+        assert asked_for(held) == (4 * MIB, None)
+        await held.do(Pause(), zone("near", RAM_BYTES * 2 + 6 * MIB), Resume())
+        assert asked_for(held) == (6 * MIB, None)
+        await held.do(Reboot())
+        assert asked_for(held) == (6 * MIB, None)
+        with pytest.raises(ConfigError, match=r"asked for 6291456 bytes .* already"):
+            await held.do(zone("near", RAM_BYTES * 2 + 6 * MIB))
+        with pytest.raises(ConfigError, match="Memory zone 'fixed' has no hotplug_size"):
+            await held.do(zone("fixed", 4 * MIB))
+        with pytest.raises(NotFoundError):
+            await held.do(zone("__rng", 4 * MIB))
+        tree: dict[str, Any] = dict(held.owner.info().device_tree or {})
+        assert tree["near"].parent == "_virtio-pci-near"
+        assert "fixed" not in tree
+        # The guest has no driver.
+        assert held.owner.info().memory_actual_size == RAM_BYTES * 2 + 2 * MIB
+
+
+@pytest.mark.parametrize(
+    "backing",
+    [
+        {},
+        {"shared": True, "prefault": True},
+        {"file": "."},
+        {"file": ".", "shared": True},
+        {"mergeable": True, "host_numa_node": 0},
+    ],
+    ids=["anonymous", "memfd", "file", "shared-file", "bound"],
+)
+async def test_guest_reaches_its_region_and_leaves_nothing(
+    tmp_path: Path, backing: dict[str, object]
+) -> None:
+    if "file" in backing:
+        backing = {**backing, "file": str(tmp_path)}
+    at = REGION + ROOM - 2 * MIB
+    source = f"""
+        {map_window(at)}
+        mov $0x12345678, %eax
+        mov %eax, {WINDOW}
+        {say("done")}
+        {HALT}
+    """
+    before = holdings()
+
+    async with running(growing(tmp_path, source, **backing)) as vm:
+        await vm.debug.wait_for(b"done")
+        assert vm.machine.memory.read(at, 4) == (0x12345678).to_bytes(4, "little")
+        # What it took, it did not plug.
+        assert vm.machine.memory_actual_size == RAM_BYTES + 2 * MIB
+
+    check_nothing_left(before)
+
+
+async def test_room_for_which_there_are_no_huge_pages_refuses_the_boot(tmp_path: Path) -> None:
+    config = growing(tmp_path, hugepages=True, hugepage_size=2 * MIB, hotplug_size=1 << 40)
+    before = holdings()
+
+    with pytest.raises(Exception, match="hugepages") as caught:
+        async with running(config):
+            pass
+
+    assert "memory zone 'near'" in str(sole_cause(caught.value))
+    check_nothing_left(before)
