@@ -66,6 +66,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.descriptors": 5,
     "vmm.machine.hotplug": 5,
     "vmm.machine.interface": 5,
+    "vmm.machine.iommu": 5,
     "vmm.machine.resize": 5,
     "vmm.machine.mailbox": 5,
     "vmm.machine.mems": 5,

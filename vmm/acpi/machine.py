@@ -45,6 +45,24 @@ class NumaNode(NamedTuple):
     room: tuple[Span, ...] = ()
 
 
+class EndpointRange(NamedTuple):
+    """Functions of a segment behind the IOMMU, by the first and last of their requester ids.
+
+    Their endpoint numbers are these ids, with the segment above them.
+    """
+
+    segment: int
+    first: int
+    last: int
+
+
+class Iommu(NamedTuple):
+    """The IOMMU, a PCI function itself, and what is behind it."""
+
+    bdf: Bdf
+    ranges: tuple[EndpointRange, ...]
+
+
 class Machine(NamedTuple):
     """A machine as its firmware describes it to the operating system.
 
@@ -66,3 +84,4 @@ class Machine(NamedTuple):
     has_serial: bool = True
     has_pm1_blocks: bool = False
     nodes: tuple[NumaNode, ...] = ()
+    iommu: Iommu | None = None

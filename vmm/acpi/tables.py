@@ -1,7 +1,7 @@
 """All ACPI tables of a machine as one block of bytes, from the RSDP on.
 
-The tables follow each other without gaps: RSDP, DSDT, FACP, APIC, MCFG, SRAT, SLIT, XSDT. A new
-table is one line in ``_described``.
+The tables follow each other without gaps: RSDP, DSDT, FACP, APIC, MCFG, SRAT, SLIT, VIOT, XSDT. A
+new table is one line in ``_described``.
 
 Spec: ACPI 6.5, sections 5.2.5 (RSDP) and 5.2.8 (XSDT).
 """
@@ -60,6 +60,10 @@ def _described(machine: Machine, dsdt_address: int) -> Iterator[bytes]:
 
         yield srat(machine)
         yield slit(machine)
+    if machine.iommu is not None:
+        from vmm.acpi.viot import viot
+
+        yield viot(machine.iommu)
 
 
 def _rsdp(xsdt_address: int) -> bytes:

@@ -235,7 +235,9 @@ class Devices:
         slot = entry.pci_device_id
         async with section.open(entry, name, self._wiring.board) as device:
             if isinstance(device, VirtioDevice):
-                async with plug_virtio(device, self._wiring, bus, slot, kind) as plugged:
+                is_behind = entry.iommu and device.IS_TRANSLATED
+                iommu = self._wiring.board.iommu if is_behind else None
+                async with plug_virtio(device, self._wiring, bus, slot, kind, iommu) as plugged:
                     yield plugged
             else:
                 with plug_registers(device, bus, slot) as plugged:

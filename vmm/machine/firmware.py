@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from vmm.acpi import tables
-from vmm.acpi.machine import Machine, NumaNode, PciSegment
+from vmm.acpi.machine import Iommu, Machine, NumaNode, PciSegment
 from vmm.boot.assemble import BootFacts, Payload, prepare
 from vmm.boot.layout import ram_ranges
 from vmm.boot.payload import open_payload
@@ -35,16 +35,11 @@ if TYPE_CHECKING:
     from vmm.machine.processors import Processors
 
 
-def write(
-    memory: GuestMemory, config: VmConfig, cpus: Processors, areas: DeviceAreas
-) -> KernelEntry:
-    """Fill a new machine's RAM and say where its first vCPU enters.
+def write(memory: GuestMemory, config: VmConfig, cpus: Processors) -> KernelEntry:
+    """Load what is to be booted and say where the first vCPU enters; the tables come later.
 
     Raises: ConfigError (caller: a payload that cannot be booted), HostError (unreadable).
     """
-    room = () if areas.hotplug is None else (Span(*areas.hotplug),)
-    nodes = nodes_of(config, memory.regions, cpus.apic_ids, room)
-    memory.write(tables.RSDP_ADDRESS, tables.build(_acpi_machine(config, cpus, areas, nodes)))
     facts = BootFacts(cpus.apic_ids[: config.cpus.boot_vcpus], _identity(config.platform))
     return _load(memory, config.payload, facts)
 
@@ -70,6 +65,20 @@ def _load(memory: BootRam, payload: PayloadConfig | None, facts: BootFacts) -> K
         if payload.initramfs is not None and role == "kernel":
             initramfs = files.enter_context(open_payload(payload.initramfs, "initramfs"))
         return prepare(memory, Payload(image, initramfs, payload.cmdline or ""), facts)
+
+
+def write_tables(
+    memory: GuestMemory,
+    config: VmConfig,
+    cpus: Processors,
+    areas: DeviceAreas,
+    iommu: Iommu | None,
+) -> None:
+    """Describe the machine, whose devices have their places. Raises: ConfigError (caller)."""
+    room = () if areas.hotplug is None else (Span(*areas.hotplug),)
+    nodes = nodes_of(config, memory.regions, cpus.apic_ids, room)
+    machine = _acpi_machine(config, cpus, areas, nodes)._replace(iommu=iommu)
+    memory.write(tables.RSDP_ADDRESS, tables.build(machine))
 
 
 def _acpi_machine(

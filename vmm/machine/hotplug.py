@@ -18,6 +18,7 @@ import trio
 from vmm.config.changes import CHANGING_SECTIONS, with_device
 from vmm.config.validation import settle, validate
 from vmm.errors import ConfigError
+from vmm.machine.iommu import check_may_come, check_may_go
 from vmm.machine.sections import section_of
 from vmm.machine.supported import check_supported
 
@@ -55,8 +56,15 @@ class Added(NamedTuple):
 class Hotplug:
     """Adds devices to one machine and has them given back: an Ejector of its registers."""
 
-    def __init__(self, devices: Devices, registers: PciHotplug[trio.Event], events: Events) -> None:
+    def __init__(
+        self,
+        devices: Devices,
+        registers: PciHotplug[trio.Event],
+        events: Events,
+        iommu_segments: Sequence[int] = (),
+    ) -> None:
         self._devices = devices
+        self._iommu_segments = iommu_segments
         self._registers = registers
         self._events = events
         self._asked_back: dict[tuple[int, int], str] = {}
@@ -69,6 +77,7 @@ class Hotplug:
         Raises: ConfigError (caller), DuplicateError when its id or slot is taken, HostError;
         StateError when the machine ends meanwhile.
         """
+        check_may_come(entry, self._iommu_segments)
         name = await self._devices.plug(section_of(section), entry)
         _, held = self._devices.find(name)
         bdf = held.plugged.bdf
@@ -87,8 +96,10 @@ class Hotplug:
                 f"Device {name} belongs to the machine and cannot be removed; devices of the "
                 f"sections {', '.join(CHANGING_SECTIONS)} can"
             )
+        bdf = held.plugged.bdf
+        if held.plugged.is_translated:
+            check_may_go(name, bdf, self._iommu_segments)
         if name not in self._leaving:
-            bdf = held.plugged.bdf
             self._asked_back[bdf.segment, bdf.device] = name
             self._registers.ask_back(bdf.segment, bdf.device)
         return name

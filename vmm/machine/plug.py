@@ -11,6 +11,7 @@ import trio
 
 from vmm.kvm_cffi import Shadow
 from vmm.machine.doorbells import Doorbells
+from vmm.machine.iommu import BehindIommu
 from vmm.machine.msi import MsixSources
 from vmm.pci.bar import Bar, BarKind
 from vmm.pci.configuration import BarMoved, Configuration
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vmm.machine.sections import Board, RegisterFunction
     from vmm.pci.bdf import Bdf
     from vmm.pci.segment import Function
+    from vmm.virtio.iommu import Iommu
 
 _BAR_NAMES = {BarKind.IO: "Io", BarKind.MEMORY32: "Mmio32", BarKind.MEMORY64: "Mmio64"}
 
@@ -55,6 +57,7 @@ class Plugged(NamedTuple):
     bdf: Bdf
     describe: Callable[[], tuple[Node, ...]]
     transport: VirtioPci | None = None
+    is_translated: bool = False
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -74,9 +77,17 @@ class Plugged(NamedTuple):
 
 @asynccontextmanager
 async def plug_virtio(
-    device: VirtioDevice, wiring: Wiring, bus: PciBus, slot: int | None, kind: BarKind
+    device: VirtioDevice,
+    wiring: Wiring,
+    bus: PciBus,
+    slot: int | None,
+    kind: BarKind,
+    iommu: Iommu | None = None,
 ) -> AsyncIterator[Plugged]:
-    """Put a virtio device on a bus and run it. Raises: ConfigError (caller), HostError."""
+    """Put a virtio device on a bus, maybe behind the IOMMU, and run it.
+
+    Raises: ConfigError (caller), HostError.
+    """
     queues = len(device.queue_sizes)
     with ExitStack() as stack:
         doorbells = Doorbells(wiring.vm, queues, offset=NOTIFY, stride=NOTIFY_STRIDE)
@@ -84,22 +95,28 @@ async def plug_virtio(
         sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
         window = stack.enter_context(bus.open_window(kind, BAR_SIZE, BAR_ALIGNMENT, doorbells))
         shadow = Shadow(shadowed(device))
+        behind = None if iommu is None else BehindIommu(iommu)
         around = Surroundings(
             memory=wiring.board.memory,
-            open_queue=wiring.board.open_queue,
+            open_queue=partial(
+                wiring.board.open_queue, endpoint=None if behind is None else behind.endpoint
+            ),
             kicks=doorbells.fds,
             shadow=shadow.views,
             sources=sources,
             window=window,
             events=wiring.board.events,
+            report_fault=None if behind is None else behind.report_fault,
         )
         transport = VirtioPci(device, around, kind, window.address)
         bdf = stack.enter_context(_slot(bus, transport, slot))
+        if behind is not None:
+            stack.enter_context(behind.joined(bdf))
         window.serve(transport, shadow)
         async with trio.open_nursery() as nursery:
             await nursery.start(transport.runner.run)
             describe = partial(_virtio_nodes, device, transport.bar, window, bdf)
-            yield Plugged(device, bdf, describe, transport)
+            yield Plugged(device, bdf, describe, transport, behind is not None)
             nursery.cancel_scope.cancel()
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmm.config.rng import RngConfig
     from vmm.config.vm import VmConfig
     from vmm.config.vsock import VsockConfig
-    from vmm.kvm_cffi import GuestMemoryMap
+    from vmm.kvm_cffi import GuestMemoryMap, IommuEndpoint
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
     from vmm.machine.device_memory import DeviceMemory
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vmm.pci.bar import Bar
     from vmm.pci.configuration import Configuration
     from vmm.virtio.device import VirtioDevice
+    from vmm.virtio.iommu import Iommu
     from vmm.virtio.queue import Queue, QueueState
 
 
@@ -53,7 +54,8 @@ class Board(NamedTuple):
     """What of the machine a device may be given when it is opened.
 
     ``memory_map`` is the same memory for device code in C, ``device_memory`` where devices put
-    memory of their own, ``disk_pool`` gives what disks share.
+    memory of their own, ``disk_pool`` gives what disks share. ``iommu`` is there before any device,
+    so that those behind it find it; on ``iommu_segments`` all are.
     """
 
     memory: GuestMemory
@@ -63,10 +65,25 @@ class Board(NamedTuple):
     lifecycle: Lifecycle
     events: Events
     disk_pool: Callable[[], DiskPool]
+    iommu: Iommu | None = None
+    iommu_segments: tuple[int, ...] = ()
 
-    def open_queue(self, state: QueueState, *, kick_fd: int, interrupt_fd: int) -> Queue:
+    def open_queue(
+        self,
+        state: QueueState,
+        *,
+        kick_fd: int,
+        interrupt_fd: int,
+        endpoint: IommuEndpoint | None = None,
+    ) -> Queue:
         """Make the device's side of a queue. Raises: GuestError when it cannot be one."""
-        return Virtqueue(self.memory_map, state, kick_fd=kick_fd, interrupt_fd=interrupt_fd)
+        return Virtqueue(
+            self.memory_map,
+            state,
+            kick_fd=kick_fd,
+            interrupt_fd=interrupt_fd,
+            endpoint=endpoint,
+        )
 
 
 class RegisterFunction(Protocol):
@@ -208,5 +225,6 @@ SECTIONS: tuple[Section, ...] = (
     Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
     Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),
     Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),
+    Section("iommu", "__iommu", _optional("iommu"), small_devices.open_iommu),
     Section("pvpanic", "__pvpanic", _optional("pvpanic"), small_devices.open_pvpanic),
 )

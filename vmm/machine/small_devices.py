@@ -1,4 +1,4 @@
-"""How the small devices are opened: console, balloon, watchdog, clock, pvpanic.
+"""How the small devices are opened: console, balloon, watchdog, clock, IOMMU, pvpanic.
 
 Each module is imported when its first device is: a VM without it starts sooner.
 """
@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
+
+from vmm.errors import InternalError
 
 if TYPE_CHECKING:
     from vmm.config.balloon import BalloonConfig
@@ -67,6 +69,14 @@ async def open_rtc(config: PciSlot, id: str, board: Board) -> AsyncIterator[Virt
     from vmm.virtio.rtc import Rtc
 
     yield Rtc(id, time.time_ns)
+
+
+@asynccontextmanager
+async def open_iommu(config: PciSlot, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+    """The IOMMU, which devices before it have joined already."""
+    if board.iommu is None:
+        raise InternalError("A machine whose configuration has an IOMMU was built without one")
+    yield board.iommu
 
 
 @asynccontextmanager

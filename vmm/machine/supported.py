@@ -16,7 +16,6 @@ SECTIONS = {
     "devices": "--device",
     "user_devices": "--user-device",
     "vdpa": "--vdpa",
-    "iommu": "iommu=on",
     "tpm": "--tpm",
 }
 """Sections without a device here, and the flag of each."""
@@ -51,7 +50,7 @@ def _missing_platform(config: VmConfig) -> Iterator[str]:
     platform = config.platform
     if platform is None:
         return
-    for name in ("iommu_segments", "tdx", "sev_snp", "iommufd"):
+    for name in ("tdx", "sev_snp", "iommufd"):
         if getattr(platform, name):
             yield _sentence(f"platform.{name}", f"--platform {name}=…")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from vmm.acpi.ged import AcpiNotification
+from vmm.acpi.machine import Iommu as IommuPlaces
 from vmm.acpi.memory_hotplug import SLOTS as RAM_SLOTS
 from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
@@ -39,6 +40,7 @@ from vmm.machine.device_memory import DeviceMemory
 from vmm.machine.devices import Devices
 from vmm.machine.hotplug import Hotplug
 from vmm.machine.interrupts import IOAPIC_PINS
+from vmm.machine.iommu import iommu_segments, open_iommu, ranges_behind
 from vmm.machine.memory import GuestMemory
 from vmm.machine.plug import Wiring
 from vmm.machine.ram_hotplug import SLOTS_BEHIND_RAM, RamHotplug
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from vmm.machine.hotplug import Added
     from vmm.machine.sections import Events
     from vmm.machine.zones import Zone
+    from vmm.virtio.iommu import Iommu
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,9 @@ class VirtualMachine:
         self._disk_pool = board.disk_pool
         self._lacks_locks = False
         self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
-        self._hotplug = Hotplug(self._devices, chipset.pci_hotplug, board.events)
+        self._hotplug = Hotplug(
+            self._devices, chipset.pci_hotplug, board.events, board.iommu_segments
+        )
         self._vcpus = vcpus
         self.ram_hotplug: RamHotplug | None = None
         """Room for more RAM, if the configuration has any."""
@@ -262,6 +267,11 @@ class VirtualMachine:
                     scope.shield = True
                     await trio.sleep_forever()
 
+    def iommu_places(self, config: VmConfig, iommu: Iommu) -> IommuPlaces:
+        """Where the IOMMU is, and what is behind it."""
+        _, held = self._devices.find(iommu.id)
+        return IommuPlaces(held.plugged.bdf, ranges_behind(config, iommu))
+
     async def run_vcpus(self, nursery: trio.Nursery) -> None:
         """Start the vCPUs' tasks, and the one that ends the machine when one of them fails."""
         nursery.start_soon(self._raise_failure)
@@ -309,7 +319,7 @@ async def open_machine(
         chipset = stack.enter_context(
             open_chipset(vm, router, memory, areas, config, consoles, lifecycle)
         )
-        entry = firmware.write(memory, config, cpus, areas)
+        entry = firmware.write(memory, config, cpus)
         vcpus = stack.enter_context(
             Vcpus(vm, cpus, entry, config.cpus, router, chipset.spaces, chipset.cpu_hotplug)
         )
@@ -319,7 +329,18 @@ async def open_machine(
         first_slot = len(memory.regions) + SLOTS_BEHIND_RAM + RAM_SLOTS
         device_memory = DeviceMemory(vm, chipset.buses, first_slot)
         sink, pool = events or EventSink(), _disk_pool(config)
-        board = Board(memory, memory_map, device_memory, consoles, lifecycle, sink, pool)
+        iommu = open_iommu(config)
+        board = Board(
+            memory,
+            memory_map,
+            device_memory,
+            consoles,
+            lifecycle,
+            sink,
+            pool,
+            iommu,
+            iommu_segments(config),
+        )
         machine = VirtualMachine(vm, memory, chipset, board, vcpus)
         if chipset.memory_hotplug is not None and areas.hotplug is not None:
             machine.ram_hotplug = RamHotplug(
@@ -336,6 +357,9 @@ async def open_machine(
             devices = trio.CancelScope()
             await nursery.start(machine.run_devices, config, devices)
             try:
+                # Only now is it known where devices are.
+                places = None if iommu is None else machine.iommu_places(config, iommu)
+                firmware.write_tables(memory, config, cpus, areas, places)
                 async with trio.open_nursery() as running:
                     await machine.run_vcpus(running)
                     yield machine

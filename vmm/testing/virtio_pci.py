@@ -21,6 +21,7 @@ import trio
 
 from vmm.errors import InternalError
 from vmm.kvm_cffi import Shadow, Virtqueue
+from vmm.machine.iommu import BehindIommu
 from vmm.machine.msi import MsixSources
 from vmm.pci import msix
 from vmm.pci.bar import BarKind
@@ -298,7 +299,13 @@ class PciDriver:
 class Bench:
     """A device, its transport and its driver, and all they touch."""
 
-    def __init__(self, device: VirtioDevice, memory: FakeMemory, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: FakeMemory,
+        stack: ExitStack,
+        behind: BehindIommu | None = None,
+    ) -> None:
         queues = len(device.queue_sizes)
         self.device = device
         self.memory = memory
@@ -308,6 +315,7 @@ class Bench:
         self.sources = stack.enter_context(MsixSources(self.routes, queues + 1))
         self.kicks = _eventfds(queues, stack)
         self._map = memory.map()
+        self._endpoint = None if behind is None else behind.endpoint
         shadow = Shadow(shadowed(device))
         around = Surroundings(
             memory=memory,
@@ -317,6 +325,7 @@ class Bench:
             sources=self.sources,
             window=self.window,
             events=self.events,
+            report_fault=None if behind is None else behind.report_fault,
         )
         self.transport = VirtioPci(device, around, BarKind.MEMORY64, BAR_ADDRESS)
         self.driver = PciDriver(self.transport, memory, shadow)
@@ -335,14 +344,17 @@ class Bench:
                 os.eventfd_read(fd)
 
     def _open_queue(self, state: QueueState, *, kick_fd: int, interrupt_fd: int) -> Queue:
-        return Virtqueue(self._map, state, kick_fd=kick_fd, interrupt_fd=interrupt_fd)
+        fds = {"kick_fd": kick_fd, "interrupt_fd": interrupt_fd}
+        return Virtqueue(self._map, state, **fds, endpoint=self._endpoint)
 
 
 @asynccontextmanager
-async def driven(device: VirtioDevice, memory: FakeMemory | None = None) -> AsyncIterator[Bench]:
-    """Put a device behind a transport and run it; leaving ends it."""
+async def driven(
+    device: VirtioDevice, memory: FakeMemory | None = None, behind: BehindIommu | None = None
+) -> AsyncIterator[Bench]:
+    """Put a device behind a transport, and maybe the IOMMU, and run it; leaving ends it."""
     with ExitStack() as stack:
-        bench = Bench(device, memory or FakeMemory((0, 8 << 20)), stack)
+        bench = Bench(device, memory or FakeMemory((0, 8 << 20)), stack, behind)
         async with trio.open_nursery() as nursery:
             await nursery.start(bench.transport.runner.run)
             yield bench

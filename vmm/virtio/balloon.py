@@ -3,7 +3,8 @@
 Queues: 0, inflate, and 1, deflate, each chain an array of page numbers of 32 bits; 2, reporting if
 agreed on, each chain free memory itself, as if to be written.
 Features: DEFLATE_ON_OOM and REPORTING as configured. Refused: MUST_TELL_HOST, a page that is taken
-back is there on its first use; STATS_VQ, FREE_PAGE_HINT, PAGE_POISON.
+back is there on its first use; STATS_VQ, FREE_PAGE_HINT, PAGE_POISON; ACCESS_PLATFORM, as its
+driver in Linux does not agree to it: pages are always the guest's own.
 Configuration space: pages wanted and pages given, 32 bits each; the driver writes the latter.
 Snapshot: both.
 Spec: Virtio 1.2, section 5.5.
@@ -52,6 +53,7 @@ class Balloon(VirtioDevice):
 
     DEVICE_ID: ClassVar[DeviceId] = DeviceId.BALLOON
     RING_FEATURES: ClassVar[Feature] = OWN_QUEUES
+    IS_TRANSLATED: ClassVar[bool] = False
 
     def __init__(
         self, id: str, ram: Ram, size: int, *, deflate_on_oom: bool, free_page_reporting: bool

@@ -64,6 +64,8 @@ class VirtioDevice(ABC):
     """Class and subclass in configuration space."""
     RING_FEATURES: ClassVar[Feature] = Feature(0)
     """What its queues can do beyond VERSION_1: see ``OWN_QUEUES``."""
+    IS_TRANSLATED: ClassVar[bool] = True
+    """Whether the IOMMU translates its addresses, if it is behind that."""
 
     def __init__(self, id: str) -> None:
         self.id = id
@@ -145,9 +147,10 @@ class VirtioDevice(ABC):
         self._notify_config = notify_config
 
 
-def offered_features(device: VirtioDevice) -> int:
-    """All feature bits of a device."""
-    return device.features | device.RING_FEATURES | Feature.VERSION_1
+def offered_features(device: VirtioDevice, *, is_translated: bool = False) -> int:
+    """All feature bits of a device, which may be behind the IOMMU."""
+    platform = Feature.ACCESS_PLATFORM if is_translated else Feature(0)
+    return device.features | device.RING_FEATURES | Feature.VERSION_1 | platform
 
 
 async def serve_chains(queue: Queue, handle: Callable[[Chain], Awaitable[int]]) -> NoReturn:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.errors import GuestError, VmmError
@@ -103,6 +103,7 @@ class Surroundings(NamedTuple):
     """What the transport is given of the machine.
 
     ``kicks`` has an eventfd a queue, ``shadow`` the memory of each part that ``shadowed`` names.
+    A device behind the IOMMU has ``report_fault``, which tells that of an access it refused.
     """
 
     memory: Memory
@@ -112,6 +113,7 @@ class Surroundings(NamedTuple):
     sources: Sources
     window: Window
     events: Events
+    report_fault: Callable[[], None] | None = None
 
 
 def shadowed(device: VirtioDevice) -> tuple[tuple[int, int], ...]:
@@ -131,7 +133,9 @@ class VirtioPci:
         self.bar = Bar(BAR_INDEX, kind, BAR_SIZE)
         self.runner = DeviceRunner(device, self)
         self._around = around
-        self._negotiation = Negotiation(offered_features(device))
+        self._negotiation = Negotiation(
+            offered_features(device, is_translated=around.report_fault is not None)
+        )
         queues = len(device.queue_sizes)
         self._config_source = queues
         image, table = around.shadow
@@ -317,6 +321,8 @@ class VirtioPci:
     def broken(self, error: VmmError) -> None:
         """Stand still until the driver resets the device, and tell it so."""
         logger.warning("Device %s needs a reset: %s", self.device.id, error)
+        if self._around.report_fault is not None:
+            self._around.report_fault()
         self._active = None
         self.runner.stop()
         self._negotiation.need_reset()

@@ -97,8 +97,9 @@ class Negotiation:
 
     def _agrees_to(self, bit: Status) -> bool:
         """Whether the device takes a step; features it did not offer, or without
-        VERSION_1, it refuses by leaving FEATURES_OK clear."""
+        VERSION_1, it refuses by leaving FEATURES_OK clear. One behind the IOMMU does not let
+        its driver choose to be in front of it."""
         if bit is not Status.FEATURES_OK:
             return True
-        is_subset = not self.accepted & ~self.offered
-        return is_subset and bool(self.accepted & Feature.VERSION_1)
+        needed = (Feature.VERSION_1 | Feature.ACCESS_PLATFORM) & self.offered | Feature.VERSION_1
+        return not self.accepted & ~self.offered and self.accepted & needed == needed

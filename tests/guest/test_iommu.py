@@ -1,0 +1,91 @@
+"""Devices behind the IOMMU in a stock guest: its driver maps every address they use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import Guest, booted
+from tests.guest.test_hotplug import appears
+from tools.images.initramfs import initramfs
+from tools.images.kernels import kernel
+
+pytestmark = pytest.mark.guest
+
+MIB = 1 << 20
+HOST, GUEST = "192.168.78.1", "192.168.78.2"
+IOMMU_KERNELS = ("6.12-cloud", "7-cloud")
+"""Those of the stock kernels that have the driver."""
+
+
+async def grouped(guest: Guest, expected: set[str]) -> None:
+    """Wait until the guest has these PCI functions in IOMMU groups, and no others.
+
+    Linux tries a device again when the IOMMU's driver is there.
+    """
+    for bdf in expected:
+        await appears(guest, f"/sys/bus/pci/devices/{bdf}/iommu_group")
+    found = await guest.run("ls -d /sys/kernel/iommu_groups/*/devices/*")
+    assert {path.rpartition("/")[2] for path in found.split()} == expected
+
+
+async def places(guest: Guest) -> dict[str, str]:
+    """Where each virtio device is, by its name."""
+    tree, prefix = (await guest.vmm.info())["device_tree"], "_virtio-pci-"
+    return {
+        name.removeprefix(prefix): node["pci_bdf"]
+        for name, node in tree.items()
+        if name.startswith(prefix)
+    }
+
+
+async def counters(guest: Guest) -> dict[str, int]:
+    """What the IOMMU counts."""
+    counted: dict[str, int] = (await guest.vmm.api("GET", "vm.counters")).json["__iommu"]
+    return counted
+
+
+async def check_disk(guest: Guest, name: str) -> None:
+    """Write a disk directly, and read what was written."""
+    await appears(guest, f"/sys/block/{name}")
+    await guest.run("dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null")
+    await guest.run(f"dd if=/tmp/data of=/dev/{name} bs=1M oflag=direct 2>/dev/null", 120)
+    await guest.run("echo 3 > /proc/sys/vm/drop_caches")
+    compared = await guest.run(f"head -c {8 * MIB} /dev/{name} | cmp - /tmp/data && echo same")
+    assert compared == "same\n"
+
+
+async def check_network(guest: Guest) -> None:
+    """Carry packets both ways."""
+    await appears(guest, "/sys/class/net/eth0")
+    await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
+    assert "5 packets received" in await guest.run(f"ping -c 5 -i 0.2 -s 1400 {HOST}")
+
+
+@pytest.mark.parametrize("release", IOMMU_KERNELS)
+async def test_devices_behind_the_iommu_work_and_have_no_faults(place: Path, release: str) -> None:
+    linux = kernel(release)
+    image = place / "disk.raw"
+    image.write_bytes(bytes(64 * MIB))
+    options = ["--disk", f"path={image},image_type=raw,iommu=on,queue_size=1024"]
+    options += ["--net", f"tap=iommu0,ip={HOST},mask=255.255.255.0,iommu=on,queue_size=1024"]
+    options += ["--rng", "src=/dev/urandom,iommu=on", "--vsock", f"cid=5,socket={place}/v,iommu=on"]
+    options += ["--balloon", "size=0,iommu=on", "--cpus", "boot=2"]
+    async with booted(
+        place, linux, initramfs(linux, "virtio"), *options, virtio_console="null,iommu=on"
+    ) as guest:
+        where = await places(guest)
+        behind = ("__console", "_disk0", "_net1", "__rng", "_vsock2")
+        await grouped(guest, {where[each] for each in behind})
+        assert where["__iommu"].startswith("0000:00:")
+        assert "Adding to iommu group" in await guest.run("dmesg | grep -i iommu")
+
+        await check_disk(guest, "vda")
+        await check_network(guest)
+        assert (await guest.run("head -c 512 /dev/hwrng | wc -c")).strip() == "512"
+        await guest.run("echo printed > /dev/hvc0")
+
+        counted = await counters(guest)
+        assert (counted["faults"], counted["domains"]) == (0, len(behind))
+        assert counted["mappings"] > 100
