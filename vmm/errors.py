@@ -43,6 +43,10 @@ class PendingError(StateError):
     """The caller's fault: what was asked of the guest before is not done yet."""
 
 
+class AlreadyCreatedError(StateError):
+    """The caller's fault: the action makes a VM and there is one."""
+
+
 class NotCreatedError(StateError):
     """The caller's fault: the action needs a VM and there is none."""
 

@@ -23,9 +23,9 @@ import trio
 
 from vmm import __version__
 from vmm.cli import format_error_chain
-from vmm.errors import UnsupportedError, VmmError
+from vmm.errors import VmmError
 from vmm.events import open_event_sink
-from vmm.machine.commands import Boot, Create
+from vmm.machine.commands import Boot, Create, Restore
 from vmm.machine.consoles import open_consoles
 from vmm.machine.owner import VmOwner
 from vmm.machine.vm import open_machine
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from vmm.cli import Invocation
+    from vmm.config.requests import RestoreConfig
     from vmm.config.vm import VmConfig
+    from vmm.machine.commands import Command
 
 FEATURES = ("kvm",)
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -46,14 +48,9 @@ EXIT_FAILURE = 1
 async def run_vmm(invocation: Invocation) -> int:
     """Run the VMM until it is told to end, and return the process's exit code.
 
-    Raises: VmmError when the event monitor or the API socket cannot be opened, or for a restore,
-    which this version does not have.
+    Raises: VmmError when the event monitor or the API socket cannot be opened.
     Cancel: nothing is left behind.
     """
-    if invocation.restore is not None:
-        raise VmmError("Error restoring VM") from UnsupportedError(
-            "--restore is not in this version of the VMM; boot the VM instead"
-        )
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(_receive_signals())
         events = stack.enter_context(open_event_sink(invocation.event_monitor))
@@ -84,13 +81,14 @@ async def _serve(owner: VmOwner, invocation: Invocation, listener: socket.socket
     code = EXIT_OK
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_run_owner, owner, ended)
-        if invocation.config is not None and not await _boot(owner, invocation.config):
+        steps = _first_steps(invocation)
+        if not await _carry_out(owner, steps):
             code = EXIT_FAILURE
         else:
             if listener is None:
                 _collect_garbage_from_now_on()
             else:
-                guest_runs = invocation.config is not None
+                guest_runs = bool(steps)
                 nursery.start_soon(partial(_serve_api, owner, listener, guest_runs=guest_runs))
             await ended.wait()
         nursery.cancel_scope.cancel()
@@ -102,12 +100,28 @@ async def _run_owner(owner: VmOwner, ended: trio.Event) -> None:
     ended.set()
 
 
-async def _boot(owner: VmOwner, config: VmConfig) -> bool:
-    """Create and boot the VM of the command line; False, after saying why, when it cannot be.
+def _first_steps(invocation: Invocation) -> tuple[tuple[Command, str], ...]:
+    """What makes the VM of the command line, each with what is said when it fails."""
+    if invocation.config is not None:
+        create = Create(invocation.config)
+        return (create, "Error creating VM"), (Boot(), "Error booting VM")
+    if invocation.restore is not None:
+        return ((_restore(invocation.restore), "Error restoring VM"),)
+    return ()
+
+
+def _restore(request: RestoreConfig) -> Command:
+    """A restore; the descriptors that the command line names were inherited, and are given away."""
+    named = tuple(fd for net in request.net_fds or () for fd in net.fds or ())
+    return Restore(request, named)
+
+
+async def _carry_out(owner: VmOwner, steps: tuple[tuple[Command, str], ...]) -> bool:
+    """Make the VM of the command line; False, after saying why, when it cannot be.
 
     A VMM that was told to end meanwhile has done so.
     """
-    for command, failure in ((Create(config), "Error creating VM"), (Boot(), "Error booting VM")):
+    for command, failure in steps:
         try:
             await owner.submit(command)
         except VmmError as error:

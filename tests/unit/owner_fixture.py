@@ -15,8 +15,10 @@ from vmm.machine.bus import Lifecycle
 from vmm.machine.commands import Command
 from vmm.machine.consoles import Consoles
 from vmm.machine.hotplug import Added
+from vmm.machine.interface import MachineSource
 from vmm.machine.owner import VmOwner
 from vmm.pci.bdf import Bdf
+from vmm.snapshot.state import MachineState
 
 CONFIG = VmConfig.model_validate({"payload": {"kernel": "/boot/vmlinuz"}})
 
@@ -64,6 +66,14 @@ class FakeMachine:
 
     async def resume(self) -> None:
         self.calls.append("resume")
+
+    def save(self) -> MachineState:
+        raise NotImplementedError("what is in it is nobody's business here")
+
+    async def snapshot(self, folder: str, config: VmConfig) -> None:
+        self.calls.append(f"snapshot to {folder}")
+        if self.add_error is not None:
+            raise self.add_error
 
     async def add_device(self, section: str, entry: PciSlot) -> Added:
         self.calls.append(f"add to {section}")
@@ -158,7 +168,12 @@ class Bench:
 
     @asynccontextmanager
     async def _open_machine(
-        self, config: VmConfig, consoles: object, lifecycle: Lifecycle
+        self,
+        config: VmConfig,
+        consoles: object,
+        lifecycle: Lifecycle,
+        *,
+        source: MachineSource | None = None,
     ) -> AsyncIterator[FakeMachine]:
         self.while_opening()
         if self.boot_error is not None:

@@ -16,6 +16,7 @@ from vmm.config.pci import PciSlot
 from vmm.config.requests import VmResize, VmResizeZone
 from vmm.config.vm import VmConfig
 from vmm.errors import (
+    AlreadyCreatedError,
     ConfigError,
     DuplicateError,
     GuestError,
@@ -46,8 +47,6 @@ COMMANDS: dict[str, Command] = {
     "/vmm.shutdown": commands.ShutdownVmm(),
 }
 DOCUMENTED_AND_ABSENT = {
-    "/vm.snapshot",
-    "/vm.restore",
     "/vm.send-migration",
     "/vm.receive-migration",
 }
@@ -57,6 +56,7 @@ STATUSES = {
     ConfigError: 400,
     DuplicateError: 409,
     UnsupportedError: 501,
+    AlreadyCreatedError: 404,
     NotCreatedError: 404,
     NotFoundError: 404,
     PendingError: 429,
@@ -91,6 +91,8 @@ BODIES = {
     "/vm.create": CONFIG,
     "/vm.resize": b'{"desired_vcpus": 2, "desired_ram": 1073741824, "desired_balloon": 0}',
     "/vm.resize-zone": b'{"id": "near", "desired_ram": 1073741824}',
+    "/vm.snapshot": b'{"destination_url": "file:///tmp/snapshot"}',
+    "/vm.restore": b'{"source_url": "file:///tmp/snapshot"}',
     "/vm.coredump": b'{"destination_url": "file:///tmp/core"}',
     "/vm.resize-disk": b'{"id": "root", "desired_size": 1048576}',
     "/vm.remove-device": b'{"id": "data"}',

@@ -19,7 +19,8 @@ from vmm.machine.commands import Boot, Coredump, Create, Pause
 from vmm.machine.memory import GuestMemory
 from vmm.machine.zones import Room, Zone
 from vmm.snapshot.core_file import EHDR, PHDR, Piece, VcpuRegisters, headers
-from vmm.snapshot.coredump import path_of, write_core
+from vmm.snapshot.coredump import write_core
+from vmm.snapshot.url import path_of
 
 MIB = 1 << 20
 CS = Segment(selector=0x10, limit=0xFFFFFFFF, type=11, present=1, s=1, l=1, g=1)
@@ -162,7 +163,7 @@ async def test_gdb_reads_registers_and_memory(memory: GuestMemory, tmp_path: Pat
 @pytest.mark.parametrize("url", ["", "/tmp/core", "file://core", "http://host/core", "file://"])
 def test_url_of_anything_but_an_absolute_path_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="give file:// and the absolute path"):
-        path_of(url)
+        path_of(url, "destination_url", "a file to make")
 
 
 async def test_command_dumps_a_running_and_a_paused_vm_and_tells_of_it() -> None:

@@ -26,7 +26,7 @@ class Shown:
         self.pieces: dict[int, tuple[int, int, int]] = {}
 
     @contextmanager
-    def shown(self, hva: int, size: int, *, segment: int, alignment: int) -> Iterator[int]:
+    def shown(self, hva: int, size: int, *, id: str, segment: int, alignment: int) -> Iterator[int]:
         self.pieces[GPA] = (hva, size, segment)
         assert alignment == 2 * MIB
         try:

@@ -42,7 +42,7 @@ MACHINE_STEPS = (
     MachineStep("vmm.loop", "run_vmm", "loop runs"),
     MachineStep(VM, "check_supported", "configuration checked again"),
     MachineStep(VM, "processors.describe", "KVM opened, CPUID made"),
-    MachineStep(VM, "_set_up_irqchip", "VM created"),
+    MachineStep(VM, "split_irqchip", "VM created"),
     MachineStep(VM, "GuestMemory.open", "memory mapped", is_entered=True),
     MachineStep(VM, "open_chipset", "chipset made", is_entered=True),
     MachineStep(VM, "firmware.write", "tables written, kernel loaded"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import IntFlag
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from vmm.acpi import aml
 from vmm.acpi import resources as res
@@ -23,6 +23,10 @@ from vmm.acpi.ged import AcpiNotification, Notifier
 from vmm.acpi.machine import Machine
 from vmm.acpi.madt import ENABLED, x2apic
 from vmm.acpi.pci_hotplug import DEVICE_CHECK, EJECT_REQUEST, PRESENT_AND_WORKING
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmm.acpi.saved import SavedCpuHotplug
 
 REGISTERS_SIZE = 0xC
 MOST = 512
@@ -104,6 +108,28 @@ class CpuHotplug(Generic[Effect_co]):
             self._status[self._selected] = Status(0)
             return self._ejector.eject_cpu(self._selected)
         return None
+
+    def save(self) -> SavedCpuHotplug:
+        """Give what a snapshot keeps."""
+        from vmm.acpi.saved import SavedCpuHotplug  # Only now: most VMs never are.
+
+        return SavedCpuHotplug(
+            status=tuple(int(each) for each in self._status),
+            wanted_back=tuple(sorted(self._wanted_back)),
+            selected=self._selected,
+        )
+
+    def load(self, state: SavedCpuHotplug) -> None:
+        """Take over what a snapshot kept. Raises: ConfigError for other processors (caller)."""
+        possible = len(self._status)
+        if len(state.status) != possible or any(at >= possible for at in state.wanted_back):
+            raise ConfigError(
+                f"The saved VM may have {len(state.status)} vCPUs and this one {possible}; restore "
+                "it with the cpus.max_vcpus that it had"
+            )
+        self._status = [Status(each & sum(Status)) for each in state.status]
+        self._wanted_back = set(state.wanted_back)
+        self._selected = state.selected
 
     def _selected_status(self) -> Status:
         inside = self._selected < len(self._status)

@@ -6,7 +6,10 @@ Spec: ACPI 6.5, section 5.6.9; the byte itself is this machine's own.
 from __future__ import annotations
 
 from enum import IntFlag
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from vmm.acpi.saved import SavedGed
 
 REGISTER_SIZE = 1
 
@@ -54,3 +57,15 @@ class GeneralEventDevice:
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Ignore it: the register can only be read."""
+
+    def save(self) -> SavedGed:
+        """Give what a snapshot keeps."""
+        from vmm.acpi.saved import SavedGed  # Only now: most VMs never are.
+
+        return SavedGed(pending=int(self._pending))
+
+    def load(self, state: SavedGed) -> None:
+        """Take over what a snapshot kept, and say once more what waits."""
+        self._pending = AcpiNotification(state.pending & sum(AcpiNotification))
+        if self._pending:
+            self._interrupt.raise_edge()

@@ -14,12 +14,17 @@ Spec: ACPI 6.5, section 9.11.2 (memory devices); the registers are this machine'
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vmm.acpi import aml
 from vmm.acpi import resources as res
 from vmm.acpi.ged import AcpiNotification, Notifier
 from vmm.acpi.machine import Machine
+from vmm.errors import ConfigError
 from vmm.pci.allocator import Span
+
+if TYPE_CHECKING:
+    from vmm.acpi.saved import SavedMemoryHotplug
 
 SLOTS = 8
 REGISTERS_SIZE = 0x18
@@ -54,6 +59,26 @@ class MemoryHotplug:
         self._inserting.add(len(self._slots))
         self._slots.append(memory)
         self._notifier.notify(AcpiNotification.MEMORY)
+
+    def save(self) -> SavedMemoryHotplug:
+        """Give what a snapshot keeps."""
+        from vmm.acpi.saved import SavedMemoryHotplug  # Only now: most VMs never are.
+
+        return SavedMemoryHotplug(
+            slots=tuple((memory.base, memory.size) for memory in self._slots),
+            inserting=tuple(sorted(self._inserting)),
+            selected=self._selected,
+        )
+
+    def load(self, state: SavedMemoryHotplug) -> None:
+        """Take over what a snapshot kept. Raises: ConfigError for too many slots (caller)."""
+        if len(state.slots) > SLOTS:
+            raise ConfigError(
+                f"The saved VM has RAM in {len(state.slots)} slots; there are {SLOTS}"
+            )
+        self._slots = [Span(base, size) for base, size in state.slots]
+        self._inserting = set(state.inserting)
+        self._selected = state.selected
 
     def read(self, offset: int, size: int) -> int:
         """Give bytes of the selected slot's registers; a slot without memory reads as zero."""

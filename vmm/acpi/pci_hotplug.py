@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from vmm.acpi import aml
 from vmm.acpi import resources as res
 from vmm.acpi.ged import AcpiNotification, Notifier
 from vmm.acpi.machine import Machine, PciSegment
+from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmm.acpi.saved import SavedPciHotplug
 
 SLOTS = 32
 REGISTERS_SIZE = 0x10
@@ -102,6 +106,25 @@ class PciHotplug(Generic[Effect_co]):
             slots = [slot for slot in range(SLOTS) if value >> slot & 1]
             return self._ejector.eject(self._selected, slots)
         return None
+
+    def save(self) -> SavedPciHotplug:
+        """Give what a snapshot keeps."""
+        from vmm.acpi.saved import SavedPciHotplug  # Only now: most VMs never are.
+
+        return SavedPciHotplug(
+            inserted=tuple(self._inserted), removed=tuple(self._removed), selected=self._selected
+        )
+
+    def load(self, state: SavedPciHotplug) -> None:
+        """Take over what a snapshot kept. Raises: ConfigError for other segments (caller)."""
+        segments = len(self._inserted)
+        if len(state.inserted) != segments or len(state.removed) != segments:
+            raise ConfigError(
+                f"The saved slots are of {len(state.inserted)} PCI segments and this VM has "
+                f"{segments}; restore it with the platform.num_pci_segments that it had"
+            )
+        self._inserted, self._removed = list(state.inserted), list(state.removed)
+        self._selected = state.selected
 
     def _take(self, bitmaps: list[int]) -> int:
         if not self._exists():

@@ -6,9 +6,7 @@ from vmm.api.routes import Answer, Route, Sent, Service
 from vmm.config.model import ConfigModel
 from vmm.config.requests import (
     ReceiveMigrationData,
-    RestoreConfig,
     SendMigrationData,
-    VmSnapshotConfig,
 )
 from vmm.errors import UnsupportedError
 
@@ -26,8 +24,6 @@ def _absent(path: str, model: type[ConfigModel], action: str) -> Route:
 
 
 ROUTES = (
-    _absent("/vm.snapshot", VmSnapshotConfig, "The VM could not be snapshotted"),
-    _absent("/vm.restore", RestoreConfig, "The VM could not be restored"),
     _absent("/vm.receive-migration", ReceiveMigrationData, "Error receiving migration"),
     _absent("/vm.send-migration", SendMigrationData, "Error dispatching the migration worker"),
 )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from vmm.api import absent, devices, inspect, lifecycle, vmm
+from vmm.api import absent, devices, inspect, lifecycle, snapshots, vmm
 from vmm.api.routes import Route
 
 ROUTES: tuple[Route, ...] = (
-    vmm.ROUTES + lifecycle.ROUTES + inspect.ROUTES + devices.ROUTES + absent.ROUTES
+    vmm.ROUTES
+    + lifecycle.ROUTES
+    + snapshots.ROUTES
+    + inspect.ROUTES
+    + devices.ROUTES
+    + absent.ROUTES
 )

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from http import HTTPStatus
 
 from vmm.errors import (
+    AlreadyCreatedError,
     ConfigError,
     DuplicateError,
     NotCreatedError,
@@ -23,6 +24,8 @@ STATUSES: dict[type[BaseException], HTTPStatus] = {
     ConfigError: HTTPStatus.BAD_REQUEST,
     DuplicateError: HTTPStatus.CONFLICT,
     UnsupportedError: HTTPStatus.NOT_IMPLEMENTED,
+    # The document's word for it: https status 404 where vm.restore finds a VM.
+    AlreadyCreatedError: HTTPStatus.NOT_FOUND,
     NotCreatedError: HTTPStatus.NOT_FOUND,
     NotFoundError: HTTPStatus.NOT_FOUND,
     PendingError: HTTPStatus.TOO_MANY_REQUESTS,

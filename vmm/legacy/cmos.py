@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vmm.errors import ConfigError
 from vmm.legacy.byte_registers import NOBODY, read_bytes, write_bytes
 
 if TYPE_CHECKING:
+    from vmm.legacy.saved import SavedCmos
     from vmm.machine.bus import Lifecycle
 
 PORT = 0x70
@@ -87,6 +89,18 @@ class Cmos:
     def write(self, offset: int, size: int, value: int) -> None:
         """Write the index, the data, or one and then the other."""
         write_bytes(self._write_byte, offset, size, value)
+
+    def save(self) -> SavedCmos:
+        """Give what a snapshot keeps."""
+        from vmm.legacy.saved import SavedCmos  # Only now: most VMs never are.
+
+        return SavedCmos(index=self._index, memory=bytes(self._memory))
+
+    def load(self, state: SavedCmos) -> None:
+        """Take over what a snapshot kept. Raises: ConfigError for another size (caller)."""
+        if len(state.memory) != BYTES:
+            raise ConfigError(f"The saved CMOS has {len(state.memory)} bytes; {BYTES} are needed")
+        self._index, self._memory = state.index, bytearray(state.memory)
 
     def _store(self, registers: tuple[int, ...], size_bytes: int) -> None:
         """Store a size, or the largest one that the registers can tell."""

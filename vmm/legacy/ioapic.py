@@ -12,9 +12,12 @@ destination is the guest half of KVM_FEATURE_MSI_EXT_DEST_ID (Linux, virt/kvm/x8
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vmm.legacy.saved import SavedIoapic
 
 BASE = 0xFEC00000
 SIZE = 0x20
@@ -65,14 +68,6 @@ class Routes(Protocol):
 
     def unmask(self, pin: int) -> None:
         """Let the pin's interrupts through."""
-
-
-class IoapicState(NamedTuple):
-    """What a snapshot keeps: two registers, and one 64-bit entry a pin."""
-
-    identification: int
-    selected: int
-    entries: tuple[int, ...]
 
 
 def message_of(entry: int) -> tuple[int, int]:
@@ -136,11 +131,17 @@ class Ioapic:
             self._entries[pin] &= ~REMOTE_IRR
         return ended
 
-    def save(self) -> IoapicState:
+    def save(self) -> SavedIoapic:
         """Give what a snapshot keeps."""
-        return IoapicState(self._identification, self._selected, tuple(self._entries))
+        from vmm.legacy.saved import SavedIoapic  # Only now: most VMs never are.
 
-    def load(self, state: IoapicState) -> None:
+        return SavedIoapic(
+            identification=self._identification,
+            selected=self._selected,
+            entries=tuple(self._entries),
+        )
+
+    def load(self, state: SavedIoapic) -> None:
         """Take over what a snapshot kept, and set every route by it.
 
         Raises: ConfigError when the state was not made by an IOAPIC of 24 pins (caller).

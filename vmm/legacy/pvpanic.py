@@ -6,10 +6,13 @@ A PCI function with a BAR of one byte. Reading it gives the events it knows, wri
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vmm.pci.bar import Bar, BarKind
 from vmm.pci.configuration import COMMAND, Command, Configuration, Identity
+
+if TYPE_CHECKING:
+    from vmm.legacy.saved import SavedPvpanic
 
 IDENTITY = Identity(vendor=0x1B36, device=0x0011, class_code=0x08, subclass=0x80, revision=1)
 BAR_SIZE = 16
@@ -57,3 +60,13 @@ class Pvpanic:
         if event not in self._reported:
             self._reported.add(event)
             self._events.emit("guest", "panic", {"event": event})
+
+    def save(self) -> SavedPvpanic:
+        """Give what a snapshot keeps."""
+        from vmm.legacy.saved import SavedPvpanic  # Only now: most VMs never are.
+
+        return SavedPvpanic(reported=tuple(sorted(self._reported)))
+
+    def load(self, state: SavedPvpanic) -> None:
+        """Take over what a snapshot kept."""
+        self._reported = set(state.reported)

@@ -5,12 +5,16 @@ Ports 0x3F8 to 0x3FF, IRQ 4. Here is what needs the loop: bytes between the UART
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import trio
 
 from vmm.console.backend import Backend
+from vmm.kvm_cffi.uart import UartState
 from vmm.legacy.output import OutputRing, run_output, wait_event
+
+if TYPE_CHECKING:
+    from vmm.legacy.saved import SavedUart
 
 PORT = 0x3F8
 PORTS = 8
@@ -24,6 +28,12 @@ class Uart(OutputRing, Protocol):
     def room_fd(self) -> int:
         """An eventfd, readable when the guest has made room for input."""
 
+    def save(self) -> UartState:
+        """Give all that it holds."""
+
+    def load(self, saved: UartState) -> None:
+        """Take over what ``save`` gave. Raises: ConfigError (caller)."""
+
     def receive(self, data: bytes) -> int:
         """Give the guest input; return how many bytes there was room for."""
 
@@ -34,6 +44,16 @@ class Serial:
     def __init__(self, uart: Uart, backend: Backend) -> None:
         self._uart = uart
         self._backend = backend
+
+    def save(self) -> SavedUart:
+        """Give what a snapshot keeps."""
+        from vmm.legacy.saved import SavedUart  # Only now: most VMs never are.
+
+        return SavedUart(**self._uart.save()._asdict())
+
+    def load(self, state: SavedUart) -> None:
+        """Take over what a snapshot kept. Raises: ConfigError when it cannot be (caller)."""
+        self._uart.load(UartState(**state.model_dump()))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Move bytes both ways, for ever.

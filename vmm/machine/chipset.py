@@ -67,6 +67,14 @@ class Task(Protocol):
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None: ...
 
 
+class Registers(NamedTuple):
+    """What only has registers, as far as a snapshot keeps them."""
+
+    cmos: cmos.Cmos
+    pm_timer: PmTimer
+    config_address: ConfigAddress
+
+
 class Chipset(NamedTuple):
     """What the owner of the machine needs to hold of it."""
 
@@ -78,6 +86,8 @@ class Chipset(NamedTuple):
     cpu_hotplug: CpuHotplug[trio.Event]
     memory_hotplug: MemoryHotplug | None
     buses: tuple[PciBus, ...]
+    registers: Registers
+    serial: serial.Serial | None
     tasks: tuple[Task, ...]
     device_tree: dict[str, dict[str, object]]
 
@@ -101,7 +111,9 @@ def open_chipset(
         ged = GeneralEventDevice(interrupts.line(GED_IRQ))
         spaces.claim_mmio(areas.platform_page(GED_PAGE), REGISTER_SIZE, ged)
         shares = segment_areas(config, areas)
-        buses = _add_pci(stack, vm, router, spaces, shares, next_slot=len(memory.regions))
+        buses, config_address = _add_pci(
+            stack, vm, router, spaces, shares, next_slot=memory.boot_regions
+        )
         pci = PciHotplug[trio.Event](ged, len(buses))
         page = areas.platform_page(PCI_HOTPLUG_PAGE)
         spaces.claim_mmio(page, pci_hotplug.REGISTERS_SIZE, pci)
@@ -114,7 +126,7 @@ def open_chipset(
             memory_registers = MemoryHotplug(ged)
             page = areas.platform_page(MEMORY_HOTPLUG_PAGE)
             spaces.claim_mmio(page, memory_hotplug.REGISTERS_SIZE, memory_registers)
-        _add_registers(router, spaces, memory, lifecycle)
+        clock, pm_timer = _add_registers(router, spaces, memory, lifecycle)
         tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
         names = ["__ioapic"]
         if config.serial.mode != "Off":
@@ -125,7 +137,18 @@ def open_chipset(
             name: {"id": name, "resources": [], "children": []} for name in names
         }
         yield Chipset(
-            spaces, interrupts, ioapic, ged, pci, cpu, memory_registers, buses, tasks, tree
+            spaces,
+            interrupts,
+            ioapic,
+            ged,
+            pci,
+            cpu,
+            memory_registers,
+            buses,
+            Registers(clock, pm_timer, config_address),
+            next((task for task in tasks if isinstance(task, serial.Serial)), None),
+            tasks,
+            tree,
         )
 
 
@@ -137,7 +160,7 @@ def _add_pci(
     shares: Sequence[SegmentAreas],
     *,
     next_slot: int,
-) -> tuple[PciBus, ...]:
+) -> tuple[tuple[PciBus, ...], ConfigAddress]:
     """Add the PCI segments: one shadow of configuration space behind all ways to it."""
     size = SHADOW_SIZE * len(shares)
     shadow = stack.enter_context(mmap.mmap(-1, size))
@@ -154,7 +177,7 @@ def _add_pci(
     first = buses[0].segment
     spaces.ports.claim(CONFIG_DATA_PORT, CONFIG_DATA_SIZE, ConfigPorts(ports, first))
     router.map_pio(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_SIZE, ports)
-    return tuple(buses)
+    return tuple(buses), ports
 
 
 def _add_registers(
@@ -162,7 +185,7 @@ def _add_registers(
     spaces: AddressSpaces,
     memory: GuestMemory,
     lifecycle: Lifecycle,
-) -> None:
+) -> tuple[cmos.Cmos, PmTimer]:
     """Add what only has registers: reset and power ports, clock, timer."""
     below = memory.ram[0].size
     clock = cmos.Cmos(below, memory.size - below, lifecycle)
@@ -170,7 +193,9 @@ def _add_registers(
     spaces.claim_ports(i8042.PORT, i8042.PORTS, i8042.I8042(lifecycle))
     shutdown = acpi_shutdown.AcpiShutdown(lifecycle)
     spaces.claim_ports(acpi_shutdown.PORT, acpi_shutdown.PORTS, shutdown)
-    router.map_pio(PM_TIMER_PORT, PM_TIMER_SIZE, PmTimer())
+    timer = PmTimer()
+    router.map_pio(PM_TIMER_PORT, PM_TIMER_SIZE, timer)
+    return clock, timer
 
 
 def _add_outputs(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
-    from vmm.config.requests import VmResize, VmResizeZone
+    from vmm.config.requests import RestoreConfig, VmResize, VmResizeZone
     from vmm.config.vm import VmConfig
 
 
@@ -82,17 +82,12 @@ class Reboot(Command):
     __slots__: tuple[str, ...] = ()
 
 
-class AddDevice(Command):
-    """Add an entry to a section of the configuration; gives its device's place if the VM runs.
+class WithDescriptors(Command):
+    """A command that brings ``descriptors``, which its sender gives away."""
 
-    ``descriptors`` are those that the entry names and its sender gives away.
-    """
+    __slots__ = ("descriptors",)
 
-    __slots__ = ("descriptors", "entry", "section")
-
-    def __init__(self, section: str, entry: PciSlot, descriptors: tuple[int, ...] = ()) -> None:
-        self.section = section
-        self.entry = entry
+    def __init__(self, descriptors: tuple[int, ...]) -> None:
         self.descriptors = descriptors
 
     def take_descriptors(self) -> tuple[int, ...]:
@@ -104,6 +99,20 @@ class AddDevice(Command):
         """Close what nobody took."""
         for fd in self.take_descriptors():
             os.close(fd)
+
+
+class AddDevice(WithDescriptors):
+    """Add an entry to a section of the configuration; gives its device's place if the VM runs.
+
+    The descriptors are those that the entry names.
+    """
+
+    __slots__ = ("entry", "section")
+
+    def __init__(self, section: str, entry: PciSlot, descriptors: tuple[int, ...] = ()) -> None:
+        super().__init__(descriptors)
+        self.section = section
+        self.entry = entry
 
 
 class RemoveDevice(Command):
@@ -134,6 +143,27 @@ class Coredump(Command):
 
     def __init__(self, url: str) -> None:
         self.url = url
+
+
+class Snapshot(Command):
+    """Write the paused VM to a directory, given by a ``file://`` URL."""
+
+    __slots__ = ("url",)
+    __match_args__ = ("url",)
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+class Restore(WithDescriptors):
+    """Bring a VM back from a snapshot; the descriptors are those that the request names."""
+
+    __slots__ = ("request",)
+    __match_args__ = ("request",)
+
+    def __init__(self, request: RestoreConfig, descriptors: tuple[int, ...] = ()) -> None:
+        super().__init__(descriptors)
+        self.request = request
 
 
 class ResizeDisk(Command):

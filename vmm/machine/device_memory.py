@@ -6,7 +6,7 @@ No device may use it for its transfers: it is not part of ``GuestMemory``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,19 @@ class DeviceMemory:
         self._vm = vm
         self._buses = buses
         self._first_slot = first_slot
+        self.places: Mapping[str, int] = {}
+        """Where a guest that is restored has the memory of some devices, by their names."""
         self._taken: set[int] = set()
 
     @contextmanager
-    def shown(self, hva: int, size: int, *, segment: int, alignment: int) -> Iterator[int]:
+    def shown(self, hva: int, size: int, *, id: str, segment: int, alignment: int) -> Iterator[int]:
         """Show memory of this process to the guest, until the scope is left; where it is there.
 
-        Units: bytes. Raises: ConfigError (caller) when there is no room, HostError.
+        ``id`` is the device's it belongs to. Units: bytes. Raises: ConfigError (caller) when there
+        is no room, HostError.
         """
-        with self._buses[segment].room(size, alignment) as gpa, self._slot() as slot:
+        place = self.places.get(id)
+        with self._buses[segment].room(size, alignment, place) as gpa, self._slot() as slot:
             self._vm.set_user_memory_region(slot, gpa, size, hva)
             try:
                 yield gpa

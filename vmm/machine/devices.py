@@ -6,7 +6,7 @@ its tasks; leaving it unplugs the device.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
     from vmm.machine.pci_bus import PciBus
+    from vmm.snapshot.state import SavedDevice
     from vmm.virtio.balloon import Balloon
     from vmm.virtio.block import Block
     from vmm.virtio.mem import Mem
@@ -50,6 +51,7 @@ class Devices:
         self._held: dict[str, Held] = {}
         self._names = DeviceNames()
         self._nursery: trio.Nursery | None = None
+        self._saved: Mapping[str, SavedDevice] = {}
 
     @property
     def tree(self) -> dict[str, dict[str, object]]:
@@ -148,16 +150,26 @@ class Devices:
                 yield held.plugged.transport
 
     @asynccontextmanager
-    async def running(self, config: VmConfig, nursery: trio.Nursery) -> AsyncIterator[None]:
+    async def running(
+        self,
+        config: VmConfig,
+        nursery: trio.Nursery,
+        saved: Mapping[str, SavedDevice] | None = None,
+    ) -> AsyncIterator[None]:
         """Plug the devices of a configuration, in ``nursery``; leaving unplugs all there are.
 
-        Raises: ConfigError (caller), HostError.
+        Those that were ``saved`` are what they were, and asleep. Raises: ConfigError (caller),
+        HostError.
         """
         self._nursery = nursery
         try:
-            self._reserve_slots(config)
             self._names = DeviceNames(config)
-            for section in SECTIONS:
+            if saved is None:
+                self._reserve_slots(config)
+            else:
+                self._expect(config, saved)
+            # Queues that are served already are behind an IOMMU that is what it was.
+            for section in sorted(SECTIONS, key=_comes_after_iommu) if saved else SECTIONS:
                 for entry in section.entries(config):
                     await self.plug(section, entry, at_boot=True)
             yield
@@ -167,6 +179,32 @@ class Devices:
             with trio.CancelScope(shield=True):
                 for name in reversed(list(self._held)):
                     await self.unplug(name)
+
+    def save(self) -> dict[str, SavedDevice]:
+        """Read every device; they sleep."""
+        from vmm.machine.device_state import save_device  # Only now: most VMs never are.
+
+        return {name: save_device(held.plugged) for name, held in self._held.items()}
+
+    def _expect(self, config: VmConfig, saved: Mapping[str, SavedDevice]) -> None:
+        """Keep the slots of saved devices. Raises: ConfigError when others are configured."""
+        names = DeviceNames(config)
+        configured = {
+            names.name(section, entry) for section in SECTIONS for entry in section.entries(config)
+        }
+        if configured != saved.keys():
+            raise ConfigError(
+                f"The configuration has the devices {sorted(configured)} and the saved machine "
+                f"{sorted(saved)}; restore it with its own config.json"
+            )
+        for each in saved.values():
+            if each.place.segment >= len(self._wiring.buses):
+                raise ConfigError(
+                    f"A saved device is on PCI segment {each.place.segment}, which this VM lacks; "
+                    "restore it with its own config.json"
+                )
+            self._wiring.buses[each.place.segment].segment.reserve(each.place.slot)
+        self._saved = saved
 
     async def plug(self, section: Section, entry: PciSlot, *, at_boot: bool = False) -> str:
         """Put one device on its bus, and give its name.
@@ -233,15 +271,24 @@ class Devices:
         is_low = section.has_low_bar and at_boot and bus.segment.id == 0
         kind = BarKind.MEMORY32 if is_low else BarKind.MEMORY64
         slot = entry.pci_device_id
+        saved = self._saved.get(name) if at_boot else None
+        if saved is not None:
+            kind, slot = BarKind[saved.place.bar_kind], saved.place.slot
         async with section.open(entry, name, self._wiring.board) as device:
             if isinstance(device, VirtioDevice):
                 is_behind = entry.iommu and device.IS_TRANSLATED
                 iommu = self._wiring.board.iommu if is_behind else None
-                async with plug_virtio(device, self._wiring, bus, slot, kind, iommu) as plugged:
+                async with plug_virtio(
+                    device, self._wiring, bus, slot, kind, iommu=iommu, saved=saved
+                ) as plugged:
                     yield plugged
             else:
-                with plug_registers(device, bus, slot) as plugged:
+                with plug_registers(device, bus, slot, saved) as plugged:
                     yield plugged
+
+
+def _comes_after_iommu(section: Section) -> bool:
+    return section.field != "iommu"
 
 
 class DeviceNames:

@@ -104,6 +104,11 @@ class Hotplug:
             self._registers.ask_back(bdf.segment, bdf.device)
         return name
 
+    @property
+    def wanted_back(self) -> list[str]:
+        """The devices that the guest was asked for and has not given back."""
+        return sorted({*self._asked_back.values(), *self._leaving})
+
     def eject(self, segment: int, slots: Sequence[int]) -> trio.Event | None:
         """Close the devices in these slots that were asked for; the guest's vCPU waits for that.
 

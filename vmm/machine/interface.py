@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
+    from vmm.kvm_cffi import Vm
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
     from vmm.machine.hotplug import Added
+    from vmm.machine.memory import GuestMemory
+    from vmm.machine.saved import SavedMemory
+    from vmm.snapshot.state import MachineState
 
 
 class Events(Protocol):
@@ -32,6 +36,8 @@ class Machine(Protocol):
     def described_in(self, config: VmConfig) -> VmConfig: ...
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
+    def save(self) -> MachineState: ...
+    async def snapshot(self, folder: str, config: VmConfig) -> None: ...
     async def add_device(self, section: str, entry: PciSlot) -> Added: ...
     def remove_device(self, id: str) -> str: ...
     async def resize_vcpus(self, count: int) -> None: ...
@@ -47,5 +53,31 @@ class Machine(Protocol):
     def inject_nmi(self) -> None: ...
 
 
+class MachineSource(Protocol):
+    """Where a machine comes from that is brought back: a snapshot, or another host."""
+
+    @property
+    def memory(self) -> SavedMemory:
+        """How its RAM is laid out, known before any of it is mapped."""
+
+    async def provide(self, memory: GuestMemory, vm: Vm) -> MachineState:
+        """Fill RAM that is mapped and in its slots, and give the state of all the rest.
+
+        Raises: ConfigError (caller), HostError, PeerError; the machine is then not built.
+        """
+
+
 OpenConsoles = Callable[["VmConfig"], AbstractAsyncContextManager["Consoles"]]
-OpenMachine = Callable[["VmConfig", "Consoles", "Lifecycle"], AbstractAsyncContextManager[Machine]]
+
+
+class OpenMachine(Protocol):
+    """Opens a machine that runs; one from a ``source`` stands until it is resumed."""
+
+    def __call__(
+        self,
+        config: VmConfig,
+        consoles: Consoles,
+        lifecycle: Lifecycle,
+        *,
+        source: MachineSource | None = None,
+    ) -> AbstractAsyncContextManager[Machine]: ...

@@ -8,9 +8,12 @@ whose pin is masked stays in the descriptor and is delivered when the pin is unm
 from __future__ import annotations
 
 import os
+import select
 from typing import TYPE_CHECKING
 
+from vmm.boot import layout
 from vmm.errors import ConfigError, InternalError
+from vmm.kvm_cffi import constants
 from vmm.kvm_cffi.structs import MsiRoute
 
 if TYPE_CHECKING:
@@ -18,11 +21,21 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm.kvm_cffi import Vm
+    from vmm.machine.saved import SavedLines
     from vmm.pci.msix import Message
 
 IOAPIC_PINS = 24
 GSI_LIMIT = 4096
 """KVM's routing table has this many entries (KVM_MAX_IRQ_ROUTES)."""
+
+
+def split_irqchip(vm: Vm) -> None:
+    """Split the interrupt controller: LAPICs in the kernel, the IOAPIC here. Raises: HostError."""
+    vm.set_tss_addr(layout.KVM_TSS)
+    vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
+    vm.enable_cap(constants.KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
+    ids = constants.KVM_X2APIC_API_USE_32BIT_IDS | constants.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+    vm.enable_cap(constants.KVM_CAP_X2APIC_API, ids)
 
 
 EXTENDED_DESTINATION = 0x7F << 5
@@ -106,6 +119,24 @@ class Interrupts:
         if changed:
             self._routes |= changed
             self._vm.set_gsi_routing(list(self._routes.values()))
+
+    def save(self) -> SavedLines:
+        """Give what a snapshot keeps: the lines that wait in their descriptors."""
+        from vmm.machine.saved import SavedLines  # Only now: most VMs never are.
+
+        poll = select.poll()
+        pins = {line.fd: pin for pin, line in self._lines.items() if pin not in self._attached}
+        for fd in pins:
+            poll.register(fd, select.POLLIN)
+        return SavedLines(pending=tuple(sorted(pins[fd] for fd, _ in poll.poll(0))))
+
+    def load(self, state: SavedLines) -> None:
+        """Raise the lines that waited. Raises: ConfigError for a pin without a line (caller)."""
+        unknown = set(state.pending) - self._lines.keys()
+        if unknown:
+            raise ConfigError(f"The saved IOAPIC pins {sorted(unknown)} have no line in this VM")
+        for pin in state.pending:
+            self._lines[pin].raise_edge()
 
     def allocate_gsi(self) -> int:
         """Take the lowest free GSI above the IOAPIC's. Raises: ConfigError when there is none."""

@@ -70,6 +70,8 @@ class GuestMemory:
         self._mappings = mappings
         self.wrote: Callable[[int, int], None] = _nobody_asks
         """Called with host address and size of what was written or discarded by these methods."""
+        self.boot_regions = len(regions)
+        """How many there are at boot; those are in the first KVM slots."""
         self._set(regions)
 
     def _set(self, regions: Sequence[Region]) -> None:
@@ -147,17 +149,22 @@ class GuestMemory:
         for region in self.regions:
             vm.set_user_memory_region(region.slot, region.gpa, region.size, region.hva)
 
+    def hold(self, resource: contextlib.AbstractContextManager[object]) -> None:
+        """Enter what works on this memory: it is left before any of it is unmapped."""
+        self._mappings.enter_context(resource)
+
     def remove(self, region: Region) -> None:
         """Forget a region that nobody has seen yet; its mapping goes with the rest."""
         self._set([each for each in self.regions if each.slot != region.slot])
 
-    def populate(self, *regions: Region) -> Iterator[None]:
+    def populate(self, *regions: Region, unasked: bool = False) -> Iterator[None]:
         """Touch the pages of the zones that ask for it, a step at a time; of all or some regions.
 
-        Raises: HostError when the host runs out of memory.
+        ``unasked`` touches those of the other zones as well. Raises: HostError when the host runs
+        out of memory.
         """
         for region in regions or self.regions:
-            if region.zone.prefault and region.blocks is None:
+            if (region.zone.prefault or unasked) and region.blocks is None:
                 yield from _populate(region, 0, region.size)
 
     def provide(self, gpa: int, size: int) -> Iterator[None]:

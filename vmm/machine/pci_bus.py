@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.boot import layout
 from vmm.boot.layout import Area
+from vmm.errors import ConfigError
 from vmm.pci.allocator import AddressAllocator
 from vmm.pci.bar import BarKind
 
@@ -70,24 +71,43 @@ class PciBus:
         self._windows: list[BarWindow] = []
 
     def open_window(
-        self, kind: BarKind, size: int, alignment: int, follower: Movable | None = None
+        self,
+        kind: BarKind,
+        size: int,
+        alignment: int,
+        follower: Movable | None = None,
+        *,
+        at: int | None = None,
     ) -> BarWindow:
         """Take addresses for a BAR; nobody answers there before ``BarWindow.serve``.
 
+        ``at`` is where a guest had it: there it waits for room, like one that the guest moved.
         Units: bytes. Raises: ConfigError when there is no room.
         """
-        home = self._areas[kind].allocate(size, alignment)
-        window = BarWindow(self, self._spaces, home, size, follower)
+        address = self._areas[kind].allocate(size, alignment) if at is None else at
+        is_home = at is None or self.take(at, size)
+        window = BarWindow(self, self._spaces, address, size, follower, is_home=is_home)
         self._windows.append(window)
         return window
 
     @contextmanager
-    def room(self, size: int, alignment: int) -> Iterator[int]:
+    def room(self, size: int, alignment: int, at: int | None = None) -> Iterator[int]:
         """Take addresses of 64 bits for memory that is no BAR, until the scope is left.
 
-        Units: bytes. Raises: ConfigError when there is no room.
+        ``at`` says which, where a guest knows them already. Units: bytes. Raises: ConfigError when
+        there is no room.
         """
-        address = self._areas[BarKind.MEMORY64].allocate(size, alignment)
+        area = self._areas[BarKind.MEMORY64]
+        if at is None:
+            address = area.allocate(size, alignment)
+        elif at % alignment == 0 and area.is_free(at, size):
+            address = at
+            area.claim(at, size)
+        else:
+            raise ConfigError(
+                f"There is no room for {size:#x} bytes at {at:#x}, where the guest has them; "
+                "restore it with the configuration that it had"
+            )
         try:
             yield address
         finally:
@@ -126,9 +146,11 @@ class BarWindow:
         self,
         bus: PciBus,
         spaces: AddressSpaces,
-        home: int,
+        address: int,
         size: int,
         follower: Movable | None,
+        *,
+        is_home: bool,
     ) -> None:
         self._bus = bus
         self._spaces = spaces
@@ -138,8 +160,8 @@ class BarWindow:
         self._mechanism: Mechanism | None = None
         # The range that is taken in the area. It stays so while the guest has decoding off: it is
         # about to turn it on again.
-        self._home: int | None = home
-        self.address = home
+        self._home: int | None = address if is_home else None
+        self.address = address
         """Where the guest has the BAR, or had it last before it turned decoding off."""
         self._wanted: int | None = None
         self._mapped: int | None = None

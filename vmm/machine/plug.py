@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vmm.machine.sections import Board, RegisterFunction
     from vmm.pci.bdf import Bdf
     from vmm.pci.segment import Function
+    from vmm.snapshot.state import SavedDevice
     from vmm.virtio.iommu import Iommu
 
 _BAR_NAMES = {BarKind.IO: "Io", BarKind.MEMORY32: "Mmio32", BarKind.MEMORY64: "Mmio64"}
@@ -56,6 +57,7 @@ class Plugged(NamedTuple):
     device: VirtioDevice | RegisterFunction
     bdf: Bdf
     describe: Callable[[], tuple[Node, ...]]
+    window: BarWindow
     transport: VirtioPci | None = None
     is_translated: bool = False
 
@@ -83,8 +85,11 @@ async def plug_virtio(
     slot: int | None,
     kind: BarKind,
     iommu: Iommu | None = None,
+    saved: SavedDevice | None = None,
 ) -> AsyncIterator[Plugged]:
     """Put a virtio device on a bus, maybe behind the IOMMU, and run it.
+
+    One that was ``saved`` is there asleep, as it was.
 
     Raises: ConfigError (caller), HostError.
     """
@@ -93,7 +98,10 @@ async def plug_virtio(
         doorbells = Doorbells(wiring.vm, queues, offset=NOTIFY, stride=NOTIFY_STRIDE)
         stack.enter_context(doorbells)
         sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
-        window = stack.enter_context(bus.open_window(kind, BAR_SIZE, BAR_ALIGNMENT, doorbells))
+        at = None if saved is None else saved.place.bar_address
+        window = stack.enter_context(
+            bus.open_window(kind, BAR_SIZE, BAR_ALIGNMENT, doorbells, at=at)
+        )
         shadow = Shadow(shadowed(device))
         behind = None if iommu is None else BehindIommu(iommu)
         around = Surroundings(
@@ -113,23 +121,34 @@ async def plug_virtio(
         if behind is not None:
             stack.enter_context(behind.joined(bdf))
         window.serve(transport, shadow)
+        if saved is not None:
+            from vmm.machine.device_state import load_virtio  # Only now: most VMs never are.
+
+            load_virtio(transport, saved)
         async with trio.open_nursery() as nursery:
             await nursery.start(transport.runner.run)
             describe = partial(_virtio_nodes, device, transport.bar, window, bdf)
-            yield Plugged(device, bdf, describe, transport, behind is not None)
+            yield Plugged(device, bdf, describe, window, transport, behind is not None)
             nursery.cancel_scope.cancel()
 
 
 @contextmanager
-def plug_registers(device: RegisterFunction, bus: PciBus, slot: int | None) -> Iterator[Plugged]:
+def plug_registers(
+    device: RegisterFunction, bus: PciBus, slot: int | None, saved: SavedDevice | None = None
+) -> Iterator[Plugged]:
     """Put a function that only has registers on a bus. Raises: ConfigError (caller)."""
     bar = device.bar
+    at = None if saved is None else saved.place.bar_address
     with ExitStack() as stack:
-        window = stack.enter_context(bus.open_window(bar.kind, bar.size, bar.size))
+        window = stack.enter_context(bus.open_window(bar.kind, bar.size, bar.size, at=at))
         device.configuration.add_bar(bar, window.address)
         bdf = stack.enter_context(_slot(bus, _Registers(device, window), slot))
         window.serve(device)
-        yield Plugged(device, bdf, partial(_register_nodes, device, window, bdf))
+        if saved is not None:
+            from vmm.machine.device_state import load_registers  # Only now: most VMs never are.
+
+            load_registers(device, window, saved)
+        yield Plugged(device, bdf, partial(_register_nodes, device, window, bdf), window)
 
 
 class _Registers:

@@ -35,7 +35,9 @@ def open_pmem(config: PmemConfig, id: str, memory: DeviceMemory) -> Iterator[Pme
         size = _size(fd, config)
         with (
             _mapped(fd, size, config) as hva,
-            memory.shown(hva, size, segment=config.pci_segment, alignment=ALIGNMENT_BYTES) as gpa,
+            memory.shown(
+                hva, size, id=id, segment=config.pci_segment, alignment=ALIGNMENT_BYTES
+            ) as gpa,
         ):
             yield Pmem(id, gpa, size, None if config.discard_writes else partial(os.fsync, fd))
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmm.boot.entry import KernelEntry
     from vmm.config.cpus import CpusConfig
     from vmm.kvm_cffi import Kvm, Vcpu, Vm
+    from vmm.machine.saved import SavedVcpu
 
 X2APIC_ABOVE = 254
 """An APIC id beyond this does not fit the 8 bits that xAPIC mode has for it."""
@@ -80,8 +81,8 @@ def describe(kvm: Kvm, cpus: CpusConfig) -> Processors:
 
 
 @contextmanager
-def create(vm: Vm, processors: Processors, index: int, entry: KernelEntry) -> Iterator[Vcpu]:
-    """Create a vCPU, set to the kernel's entry.
+def create(vm: Vm, processors: Processors, index: int, entry: KernelEntry | None) -> Iterator[Vcpu]:
+    """Create a vCPU, set to the kernel's entry if there is one.
 
     All get the same registers; KVM lets all but the first wait for INIT and SIPI.
     Raises: HostError.
@@ -91,13 +92,34 @@ def create(vm: Vm, processors: Processors, index: int, entry: KernelEntry) -> It
         yield vcpu
 
 
-def _set_up(vcpu: Vcpu, index: int, processors: Processors, entry: KernelEntry) -> None:
+@contextmanager
+def recreate(
+    vm: Vm, processors: Processors, index: int, state: SavedVcpu, elapsed_ns: int
+) -> Iterator[Vcpu]:
+    """Create a vCPU that is what another was ``elapsed_ns`` ago.
+
+    Raises: ConfigError when its state is none of a vCPU here (caller), HostError.
+    """
+    from vmm.machine.vcpu_state import load_vcpu  # Only now: most VMs are booted.
+
+    with vm.create_vcpu(processors.apic_ids[index]) as vcpu:
+        if processors.model.kvm_hyperv:
+            vcpu.enable_cap(constants.KVM_CAP_HYPERV_SYNIC)
+        try:
+            load_vcpu(vcpu, state, elapsed_ns)
+        except OverflowError as error:
+            raise ConfigError(f"The saved vCPU {index} has an impossible value: {error}") from None
+        yield vcpu
+
+
+def _set_up(vcpu: Vcpu, index: int, processors: Processors, entry: KernelEntry | None) -> None:
     model = processors.model
     vcpu.set_cpuid2(vcpu_cpuid(processors.common, model, index, vcpu.get_tsc_khz()))
     if model.kvm_hyperv:
         vcpu.enable_cap(constants.KVM_CAP_HYPERV_SYNIC)
     vcpu.set_sregs(registers.initial_sregs(vcpu.get_sregs(), x2apic=processors.x2apic))
-    vcpu.set_regs(registers.initial_regs(entry))
+    if entry is not None:
+        vcpu.set_regs(registers.initial_regs(entry))
     vcpu.set_fpu(Fpu(fcw=registers.FPU_CONTROL_WORD, mxcsr=registers.MXCSR))
     vcpu.set_msrs(BOOT_MSRS)
     vcpu.set_lapic(registers.configure_lapic(vcpu.get_lapic()))

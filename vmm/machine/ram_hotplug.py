@@ -26,6 +26,11 @@ SLOTS_BEHIND_RAM = 1
 """KVM slots that come first after those of RAM at boot: that of PCI configuration space."""
 
 
+def zone_of_dimm(zone: Zone, number: int, size: int) -> Zone:
+    """The zone of the n-th RAM that came; ``zone`` says of what kind it is."""
+    return zone._replace(id=f"{zone.id}-hotplug{number}", size=size)
+
+
 class RamHotplug:
     """The room of one machine for more RAM; ``zone`` says of what kind that is."""
 
@@ -44,9 +49,10 @@ class RamHotplug:
         self._registers = registers
         self._area = area
         self._zone = zone
-        self._first_slot = len(memory.regions) + SLOTS_BEHIND_RAM
-        self._added_bytes = 0
-        self._added = 0
+        self._first_slot = memory.boot_regions + SLOTS_BEHIND_RAM
+        # Those of a machine that is restored are there already.
+        self._added_bytes = sum(each.size for each in memory.regions if each.gpa >= area.base)
+        self._added = len(memory.regions) - memory.boot_regions
 
     async def grow(self, size: int) -> None:
         """Plug ``size`` bytes in and tell the guest.
@@ -57,7 +63,7 @@ class RamHotplug:
         self._check(size)
         gpa = self._area.base + self._added_bytes
         slot = self._first_slot + self._added
-        zone = self._zone._replace(id=f"{self._zone.id}-hotplug{self._added}", size=size)
+        zone = zone_of_dimm(self._zone, self._added, size)
         region = self._memory.add(zone, gpa, slot)
         try:
             for _ in self._memory.populate(region):

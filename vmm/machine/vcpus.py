@@ -6,6 +6,7 @@ gave back has no thread any more, and is used again when it is plugged in again.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -19,7 +20,7 @@ from vmm.machine import processors
 from vmm.machine.vcpu import VcpuTask, pause_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from vmm.acpi.cpu_hotplug import CpuHotplug
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vmm.kvm_cffi import ExitRouter, Vcpu, Vm
     from vmm.machine.bus import AddressSpaces
     from vmm.machine.processors import Processors
+    from vmm.machine.saved import SavedVcpu
     from vmm.machine.vcpu import ExitSink
     from vmm.snapshot.core_file import VcpuRegisters
 
@@ -35,18 +37,22 @@ if TYPE_CHECKING:
 class Vcpus:
     """A context manager that makes the vCPUs of the boot and closes all there ever were.
 
-    An Ejector of the registers of CPU hot plug. Raises: HostError.
+    ``entry`` is where the first one begins. With ``saved`` they are what others were at the time
+    ``saved_at`` of the host's wall clock, in ns since 1970, and stand until ``resume``. An Ejector
+    of the registers of CPU hot plug. Raises: HostError.
     """
 
     def __init__(
         self,
         vm: Vm,
         model: Processors,
-        entry: KernelEntry,
+        entry: KernelEntry | None,
         config: CpusConfig,
         router: ExitRouter,
         spaces: AddressSpaces,
         registers: CpuHotplug[trio.Event],
+        saved: Mapping[int, SavedVcpu] | None = None,
+        saved_at: int = 0,
     ) -> None:
         self._vm = vm
         self._model = model
@@ -63,14 +69,17 @@ class Vcpus:
         self._leaving: dict[int, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
         self._sink: ExitSink | None = None
-        self._is_paused = False
+        self._saved = saved
+        self._saved_at = saved_at
+        self._first = range(config.boot_vcpus) if saved is None else sorted(saved)
+        self._is_paused = saved is not None
         registers.serve(self)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.push(self)
-            for index in range(self._config.boot_vcpus):
-                self._make(index)
+            for index in self._first:
+                self._make(index, None if self._saved is None else self._saved[index])
             stack.pop_all()
         return self
 
@@ -92,7 +101,7 @@ class Vcpus:
         mode = self._config.core_scheduling
         if mode == "Vm":
             host.create_core_scheduling_cookie()
-        for index in range(self._config.boot_vcpus):
+        for index in self._first:
             if mode == "Vcpu":
                 host.create_core_scheduling_cookie()
             await self._run(index)
@@ -126,6 +135,12 @@ class Vcpus:
             [gs_base] = vcpu.get_msrs([KERNEL_GS_BASE])
             found.append(VcpuRegisters(index, vcpu.get_regs(), vcpu.get_sregs(), gs_base.data))
         return found
+
+    def save(self, msrs: Sequence[int]) -> dict[int, SavedVcpu]:
+        """Read each vCPU; they must stand still. ``msrs`` are those to read. Raises: HostError."""
+        from vmm.machine.vcpu_state import save_vcpu  # Only now: most VMs never are.
+
+        return {index: save_vcpu(self._made[index], msrs) for index in sorted(self._tasks)}
 
     async def resize(self, count: int) -> None:
         """Have another number of vCPUs: more come at once, fewer as soon as the guest lets go.
@@ -176,8 +191,12 @@ class Vcpus:
                 self.eject_cpu(index)
             raise
 
-    def _make(self, index: int) -> None:
-        vcpu = processors.create(self._vm, self._model, index, self._entry)
+    def _make(self, index: int, saved: SavedVcpu | None = None) -> None:
+        if saved is None:
+            vcpu = processors.create(self._vm, self._model, index, self._entry)
+        else:
+            elapsed = time.time_ns() - self._saved_at
+            vcpu = processors.recreate(self._vm, self._model, index, saved, elapsed)
         self._made[index] = self._stack.enter_context(vcpu)
 
     async def _run(self, index: int, *, has_own_cookie: bool = False) -> None:

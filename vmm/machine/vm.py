@@ -8,325 +8,102 @@ open_machine
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
 import trio
 
-from vmm.acpi.ged import AcpiNotification
-from vmm.acpi.machine import Iommu as IommuPlaces
 from vmm.acpi.memory_hotplug import SLOTS as RAM_SLOTS
 from vmm.boot import layout
 from vmm.boot.layout import ram_ranges
 from vmm.config.memory import HotplugMethod
 from vmm.config.validation import settle, validate
-from vmm.errors import HostError, InternalError
 from vmm.events import EventSink
 from vmm.kvm_cffi import (
-    ClockData,
-    ExitKind,
     ExitRouter,
     GuestMemoryMap,
     Kvm,
-    constants,
 )
 from vmm.machine import firmware, processors
 from vmm.machine.chipset import open_chipset
 from vmm.machine.device_memory import DeviceMemory
-from vmm.machine.devices import Devices
-from vmm.machine.hotplug import Hotplug
-from vmm.machine.interrupts import IOAPIC_PINS
-from vmm.machine.iommu import iommu_segments, open_iommu, ranges_behind
+from vmm.machine.interrupts import split_irqchip
+from vmm.machine.iommu import iommu_segments, open_iommu
 from vmm.machine.memory import GuestMemory
-from vmm.machine.plug import Wiring
 from vmm.machine.ram_hotplug import SLOTS_BEHIND_RAM, RamHotplug
 from vmm.machine.sections import Board
 from vmm.machine.supported import check_supported
 from vmm.machine.vcpus import Vcpus
+from vmm.machine.virtual_machine import VirtualMachine
 from vmm.machine.zones import default_zone, rooms_of, zones_of
 
 if TYPE_CHECKING:
-    from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
-    from vmm.kvm_cffi import Exit, Vm
     from vmm.machine.bus import Lifecycle
-    from vmm.machine.chipset import Chipset
     from vmm.machine.consoles import Consoles
-    from vmm.machine.dirty import DirtyLog
     from vmm.machine.disks import DiskPool
-    from vmm.machine.hotplug import Added
+    from vmm.machine.interface import MachineSource
     from vmm.machine.sections import Events
     from vmm.machine.zones import Zone
-    from vmm.virtio.iommu import Iommu
-
-logger = logging.getLogger(__name__)
-
-
-class VirtualMachine:
-    """A running VM, as its owner drives it."""
-
-    def __init__(
-        self,
-        vm: Vm,
-        memory: GuestMemory,
-        chipset: Chipset,
-        board: Board,
-        vcpus: Vcpus,
-    ) -> None:
-        self._vm = vm
-        self.memory = memory
-        self.memory_map = board.memory_map
-        self._chipset = chipset
-        self._lifecycle = board.lifecycle
-        self._disk_pool = board.disk_pool
-        self._lacks_locks = False
-        self._devices = Devices(Wiring(vm, chipset.interrupts, chipset.buses, board), self._fail)
-        self._hotplug = Hotplug(
-            self._devices, chipset.pci_hotplug, board.events, board.iommu_segments
-        )
-        self._vcpus = vcpus
-        self.ram_hotplug: RamHotplug | None = None
-        """Room for more RAM, if the configuration has any."""
-        self._clock = ClockData(0)
-        self._failed = trio.Event()
-        self._failure: Exception | None = None
-
-    @property
-    def memory_actual_size(self) -> int:
-        """The RAM that the guest has now, in bytes."""
-        return max(0, self.memory.size + self._devices.ram_bytes)
-
-    async def dump_core(self, path: str, *, is_running: bool) -> None:
-        """Write a core file; a machine that runs stands still meanwhile. Raises: HostError."""
-        from vmm.snapshot.coredump import write_core  # Only now: most VMs never are.
-
-        if not is_running:
-            await write_core(path, self.memory, self._vcpus.registers())
-            return
-        await self.pause()
-        try:
-            await write_core(path, self.memory, self._vcpus.registers())
-        finally:
-            # Bounded: it wakes threads and tasks, and waits for none.
-            with trio.CancelScope(shield=True):
-                await self.resume()
-
-    def watch_ram(self) -> AbstractContextManager[DirtyLog]:
-        """Know which pages of RAM change, until the scope is left. Raises: HostError."""
-        from vmm.machine.dirty import DirtyLog  # Only now: most VMs never move.
-
-        return DirtyLog.open(self._vm, self.memory, self.memory_map)
-
-    @property
-    def ram_size(self) -> int:
-        """The RAM it has, in bytes, whatever a balloon holds of it."""
-        return self.memory.size
-
-    async def grow_ram(self, size: int) -> None:
-        """Plug in more RAM, in bytes; nothing comes where the configuration has no room for it.
-
-        Raises: ConfigError (caller), HostError.
-        """
-        if self.ram_hotplug is not None:
-            await self.ram_hotplug.grow(size)
-
-    def check_payload(self, config: VmConfig) -> None:
-        """Refuse a configuration with less RAM than its kernel needs.
-
-        Raises: ConfigError (caller), HostError when the kernel cannot be read.
-        """
-        firmware.check(config)
-
-    def resize_zone(self, zone: str, size: int) -> None:
-        """Ask the guest to have so many bytes of a zone beyond those of the boot.
-
-        Raises: ConfigError (caller).
-        """
-        self._devices.mem(zone).resize(size)
-
-    def resize_balloon(self, size: int) -> None:
-        """Ask the guest for so many bytes in all. Raises: ConfigError (caller)."""
-        self._devices.balloon().resize(size)
-
-    @property
-    def device_tree(self) -> dict[str, dict[str, object]]:
-        """The devices by name, as vm.info shows them."""
-        return self._chipset.device_tree | self._devices.tree
-
-    def described_in(self, config: VmConfig) -> VmConfig:
-        """The configuration with what was left open in it and has been chosen."""
-        return self._devices.described_in(config)
-
-    @property
-    def counters(self) -> dict[str, dict[str, int]]:
-        """The devices that count, and what."""
-        return self._devices.counters
-
-    async def pause(self) -> None:
-        """Stop the vCPUs, the devices that serve them, and the guest's clock.
-
-        Raises: HostError when the clock cannot be read; the vCPUs run on then.
-        """
-        await self._vcpus.pause()
-        try:
-            self._clock = self._vm.get_clock()
-        except HostError:
-            self._vcpus.resume()
-            raise
-        await self._devices.sleep()
-
-    async def resume(self) -> None:
-        """Let the devices and the vCPUs run on, with the clock where it stood.
-
-        Raises: HostError when a disk that was given away is another's now; it stands then.
-        """
-        self.take_locks()
-        self._vm.set_clock(ClockData(self._clock.clock))
-        self._devices.wake()
-        self._vcpus.resume()
-
-    def release_locks(self) -> None:
-        """Let another VMM have the disks of a machine that stands; ``resume`` takes them back."""
-        for lock in self._disk_pool().locks:
-            lock.release()
-        self._lacks_locks = True
-
-    def take_locks(self) -> None:
-        """Have the disks again. Raises: HostError when another has them."""
-        if self._lacks_locks:
-            for lock in self._disk_pool().locks:
-                lock.take()
-            self._lacks_locks = False
-
-    async def add_device(self, section: str, entry: PciSlot) -> Added:
-        """Add a device of a section of the configuration: see ``Hotplug.add``."""
-        return await self._hotplug.add(section, entry)
-
-    def remove_device(self, id: str) -> str:
-        """Ask the guest for a device, and give its id: see ``Hotplug.remove``."""
-        return self._hotplug.remove(id)
-
-    def resize_disk(self, name: str, size: int) -> None:
-        """Give a disk another size in bytes.
-
-        Raises: NotFoundError, ConfigError (caller), HostError.
-        """
-        self._devices.disk(name).resize(size)
-
-    def press_power_button(self) -> None:
-        """Tell the guest that its power button was pressed."""
-        self._chipset.ged.notify(AcpiNotification.POWER_BUTTON)
-
-    def inject_nmi(self) -> None:
-        """Send a non-maskable interrupt to every vCPU."""
-        self._vcpus.inject_nmi()
-
-    def end_of_interrupt(self, vector: int) -> None:
-        """A level-triggered interrupt's end was signalled."""
-        self._chipset.ioapic.end_of_interrupt(vector)
-
-    def lifecycle_exit(self, vcpu: int, exit_: Exit) -> None:
-        """A vCPU has stopped for good: reset, power off, or fail as the reason says."""
-        match exit_.kind:
-            case ExitKind.SHUTDOWN:
-                logger.warning("vCPU %d met a triple fault; the VM is reset", vcpu)
-                self._lifecycle.request_reset()
-            case ExitKind.SYSTEM_EVENT if exit_.value == constants.KVM_SYSTEM_EVENT_SHUTDOWN:
-                self._lifecycle.request_shutdown()
-            case ExitKind.SYSTEM_EVENT if exit_.value == constants.KVM_SYSTEM_EVENT_RESET:
-                self._lifecycle.request_reset()
-            case ExitKind.RUN_ERROR:
-                self._fail(HostError(f"KVM_RUN on vCPU {vcpu}", exit_.value))
-            case _:
-                reason = f"{exit_.kind.name} {exit_.value:#x} {[hex(word) for word in exit_.data]}"
-                self._fail(InternalError(f"vCPU {vcpu} cannot go on: {reason}"))
-
-    def _fail(self, failure: Exception) -> None:
-        self._failure = self._failure or failure
-        self._failed.set()
-
-    async def run_devices(
-        self, config: VmConfig, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
-    ) -> None:
-        """Run the chipset's tasks and the devices of a configuration until ``scope`` is cancelled.
-
-        Raises: ConfigError (caller), HostError.
-        """
-        with scope:
-            async with trio.open_nursery() as nursery:
-                for task in self._chipset.tasks:
-                    await nursery.start(task.run)
-                async with self._devices.running(config, nursery):
-                    task_status.started()
-                    # Whoever was cancelled while this started never learns that it did.
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                    scope.shield = True
-                    await trio.sleep_forever()
-
-    def iommu_places(self, config: VmConfig, iommu: Iommu) -> IommuPlaces:
-        """Where the IOMMU is, and what is behind it."""
-        _, held = self._devices.find(iommu.id)
-        return IommuPlaces(held.plugged.bdf, ranges_behind(config, iommu))
-
-    async def run_vcpus(self, nursery: trio.Nursery) -> None:
-        """Start the vCPUs' tasks, and the one that ends the machine when one of them fails."""
-        nursery.start_soon(self._raise_failure)
-        await self._vcpus.start(nursery, self)
-
-    async def resize_vcpus(self, count: int) -> None:
-        """Have another number of vCPUs: see ``Vcpus.resize``."""
-        await self._vcpus.resize(count)
-
-    async def _raise_failure(self) -> None:
-        await self._failed.wait()
-        assert self._failure is not None
-        raise self._failure
 
 
 @asynccontextmanager
 async def open_machine(
-    config: VmConfig, consoles: Consoles, lifecycle: Lifecycle, events: Events | None = None
+    config: VmConfig,
+    consoles: Consoles,
+    lifecycle: Lifecycle,
+    events: Events | None = None,
+    source: MachineSource | None = None,
 ) -> AsyncIterator[VirtualMachine]:
     """Build the machine of a configuration and let it run until the scope is left.
 
-    ``events`` hears of the devices; without it the log does.
+    ``events`` hears of the devices; without it the log does. A machine from a ``source`` is what
+    another was, and stands until it is resumed.
 
     Raises: ConfigError (caller), HostError; nothing is left behind then.
     """
     validate(config, path_exists=os.path.exists)
     config = settle(config)
     check_supported(config)
+    booted = config
+    if source is not None:
+        from vmm.machine import brought_back  # Only now: most VMs are booted.
+
+        booted = brought_back.as_booted(config, source.memory)
     with ExitStack() as stack:
         kvm = stack.enter_context(Kvm.open())
-        cpus = processors.describe(kvm, config.cpus)
+        cpus = processors.describe(kvm, booted.cpus)
         vm = stack.enter_context(kvm.create_vm())
-        _set_up_irqchip(vm)
-        zones = zones_of(config.memory)
-        areas = _device_areas(config, zones, cpus.phys_bits)
-        memory = stack.enter_context(
-            GuestMemory.open(
-                zones, ram_ranges(config.total_memory()), rooms_of(zones, areas.virtio_mem)
-            )
-        )
-        memory.enter_slots(vm)
-        for _ in memory.populate():
-            await trio.lowlevel.checkpoint()
+        split_irqchip(vm)
+        zones = zones_of(booted.memory)
+        areas = _device_areas(booted, zones, cpus.phys_bits)
+        ranges, rooms = ram_ranges(booted.total_memory()), rooms_of(zones, areas.virtio_mem)
+        memory = stack.enter_context(GuestMemory.open(zones, ranges, rooms))
+        state = None
+        if source is None:
+            memory.enter_slots(vm)
+            for _ in memory.populate():
+                await trio.lowlevel.checkpoint()
+        else:
+            state = await brought_back.provide(source, booted, cpus, memory, vm, areas)
+            cpus = brought_back.check_processors(cpus, state.processors, state.vcpus)
         router = ExitRouter()
         chipset = stack.enter_context(
             open_chipset(vm, router, memory, areas, config, consoles, lifecycle)
         )
-        entry = firmware.write(memory, config, cpus)
+        entry = firmware.write(memory, config, cpus) if state is None else None
+        saved = () if state is None else (state.vcpus, state.clock.read_at)
+        spaces, registers = chipset.spaces, chipset.cpu_hotplug
         vcpus = stack.enter_context(
-            Vcpus(vm, cpus, entry, config.cpus, router, chipset.spaces, chipset.cpu_hotplug)
+            Vcpus(vm, cpus, entry, config.cpus, router, spaces, registers, *saved)
         )
         memory_map = GuestMemoryMap((each.gpa, each.size, each.hva) for each in memory.regions)
         # Behind the slots of RAM are that of PCI configuration space, those of RAM that comes
         # later, and then those of devices.
-        first_slot = len(memory.regions) + SLOTS_BEHIND_RAM + RAM_SLOTS
+        first_slot = memory.boot_regions + SLOTS_BEHIND_RAM + RAM_SLOTS
         device_memory = DeviceMemory(vm, chipset.buses, first_slot)
         sink, pool = events or EventSink(), _disk_pool(config)
         iommu = open_iommu(config)
@@ -341,25 +118,23 @@ async def open_machine(
             iommu,
             iommu_segments(config),
         )
-        machine = VirtualMachine(vm, memory, chipset, board, vcpus)
+        machine = VirtualMachine(kvm, vm, cpus, memory, chipset, board, vcpus)
         if chipset.memory_hotplug is not None and areas.hotplug is not None:
-            machine.ram_hotplug = RamHotplug(
-                vm,
-                memory,
-                memory_map,
-                chipset.memory_hotplug,
-                areas.hotplug,
-                default_zone(config.memory),
-            )
+            slots, area, zone = chipset.memory_hotplug, areas.hotplug, default_zone(config.memory)
+            machine.ram_hotplug = RamHotplug(vm, memory, memory_map, slots, area, zone)
+        if state is not None:
+            machine.load(state)
+            device_memory.places = state.places
         async with trio.open_nursery() as nursery:
             # A device outlives the vCPUs, so that what they wrote last still goes out: whoever
             # cancels this machine, the devices are cancelled as soon as the vCPUs have ended.
             devices = trio.CancelScope()
             await nursery.start(machine.run_devices, config, devices)
             try:
-                # Only now is it known where devices are.
-                places = None if iommu is None else machine.iommu_places(config, iommu)
-                firmware.write_tables(memory, config, cpus, areas, places)
+                if state is None:
+                    # Only now is it known where devices are.
+                    places = None if iommu is None else machine.iommu_places(config, iommu)
+                    firmware.write_tables(memory, config, cpus, areas, places)
                 async with trio.open_nursery() as running:
                     await machine.run_vcpus(running)
                     yield machine
@@ -389,12 +164,3 @@ def _disk_pool(config: VmConfig) -> Callable[[], DiskPool]:
         return pool_of(config.disks or (), config.rate_limit_groups or ())
 
     return pool
-
-
-def _set_up_irqchip(vm: Vm) -> None:
-    """Split the interrupt controller: LAPICs in the kernel, the IOAPIC here. Raises: HostError."""
-    vm.set_tss_addr(layout.KVM_TSS)
-    vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP)
-    vm.enable_cap(constants.KVM_CAP_SPLIT_IRQCHIP, IOAPIC_PINS)
-    ids = constants.KVM_X2APIC_API_USE_32BIT_IDS | constants.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
-    vm.enable_cap(constants.KVM_CAP_X2APIC_API, ids)

@@ -47,7 +47,8 @@ class Bar:
         self.flags = kind.value | (_PREFETCHABLE if is_prefetchable else 0)
         limit = 1 << 8 * self.length
         self.writable = limit - size
-        self._probed = 0
+        self.probed = 0
+        """A bit a register that was last written with all ones."""
         least = 4 if kind is BarKind.IO else 16
         if not least <= size < limit or size & (size - 1):
             raise InternalError(
@@ -80,11 +81,11 @@ class Bar:
         """
         bit = 1 << ((register - self.offset) >> 2)
         is_probe = size == 4 and value == _PROBE
-        self._probed = self._probed | bit if is_probe else self._probed & ~bit
+        self.probed = self.probed | bit if is_probe else self.probed & ~bit
 
     def decode(self, raw: int, command_enables: bool) -> bool:
         """Work out ``address`` from the registers' value; tell whether it changed."""
         before = self.address
-        is_reachable = command_enables and not self._probed
+        is_reachable = command_enables and not self.probed
         self.address = raw & self.writable if is_reachable else None
         return self.address != before

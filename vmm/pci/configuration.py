@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import struct
 from enum import IntFlag
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.errors import InternalError
+from vmm.errors import ConfigError, InternalError
 from vmm.pci.bar import Bar, BarKind
+
+if TYPE_CHECKING:
+    from vmm.pci.saved import SavedConfiguration
 
 SIZE = 4096
 
@@ -204,6 +207,38 @@ class Configuration:
             if capability.position < offset + size and offset < capability.end:
                 events.append(CapabilityWritten(capability.id, capability.position))
         return events
+
+    def save(self) -> SavedConfiguration:
+        """Give what a snapshot keeps."""
+        from vmm.pci.saved import SavedConfiguration  # Only now: most VMs never are.
+
+        return SavedConfiguration(
+            space=bytes(self._space).rstrip(b"\0"),
+            probed=tuple(bar.probed for bar in self._bars),
+        )
+
+    def load(self, state: SavedConfiguration) -> None:
+        """Take over what a snapshot kept; each BAR is then where it says.
+
+        Raises: ConfigError when it is another function's (caller).
+        """
+        same = slice(0, COMMAND), slice(8, 12), slice(_SUBSYSTEM, _SUBSYSTEM + 4)
+        space = state.space.ljust(SIZE, b"\0")
+        if (
+            len(space) != SIZE
+            or len(state.probed) != len(self._bars)
+            or any(space[part] != bytes(self._space[part]) for part in same)
+        ):
+            raise ConfigError(
+                f"The saved configuration space begins with {space[:12].hex()} and has "
+                f"{len(state.probed)} BARs; the device here is another one: give it the "
+                "configuration that it had"
+            )
+        for at, allowed in enumerate(self._writable):
+            self._space[at] = self._space[at] & ~allowed | space[at] & allowed
+        for bar, probed in zip(self._bars, state.probed, strict=True):
+            bar.probed = probed
+            self._decode(bar)
 
     def _decode(self, bar: Bar) -> bool:
         raw = self.read(bar.offset, bar.length)

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.errors import InternalError
+from vmm.errors import ConfigError, InternalError
+
+if TYPE_CHECKING:
+    from vmm.pci.saved import SavedMsix
 
 CAPABILITY_ID = 0x11
 ENTRY_SIZE = 16
@@ -98,6 +101,24 @@ class Msix:
         """Mask every vector and turn MSI-X off."""
         self._table[:] = _ENTRY_AT_RESET * self.vectors
         return self.write_control(0)
+
+    def save(self) -> SavedMsix:
+        """Give what a snapshot keeps."""
+        from vmm.pci.saved import SavedMsix  # Only now: most VMs never are.
+
+        return SavedMsix(control=self._control, table=bytes(self._table))
+
+    def load(self, state: SavedMsix) -> list[VectorChanged]:
+        """Take over what a snapshot kept. Raises: ConfigError for another table (caller)."""
+        if len(state.table) != len(self._table):
+            raise ConfigError(
+                f"The saved MSI-X table has {len(state.table)} bytes and the device's has "
+                f"{len(self._table)}; give the device the queues that it had"
+            )
+        for at in range(0, len(self._table), ENTRY_SIZE):
+            words = zip(state.table[at : at + ENTRY_SIZE], _WRITABLE, strict=True)
+            self._table[at : at + ENTRY_SIZE] = bytes(byte & mask for byte, mask in words)
+        return self.write_control(state.control)
 
     def _changes(self, vectors: Iterable[int]) -> list[VectorChanged]:
         changes = []

@@ -23,17 +23,6 @@ STEP: Final = 1 << 20
 """Bytes that one turn in the worker thread writes."""
 _PAGE: Final = 4096
 _ZEROS: Final = bytes(STEP)
-_SCHEME: Final = "file://"
-
-
-def path_of(url: str) -> str:
-    """The path of a ``file://`` URL. Raises: ConfigError (caller)."""
-    path = url.removeprefix(_SCHEME)
-    if path == url or not path.startswith("/"):
-        raise ConfigError(
-            f"destination_url is {url!r}; give file:// and the absolute path of a file to make"
-        )
-    return path
 
 
 async def write_core(path: str, memory: GuestMemory, vcpus: Sequence[VcpuRegisters]) -> None:

@@ -10,9 +10,10 @@ Spec: Virtio 1.2, section 4.1.4.3.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+from vmm.errors import ConfigError
 from vmm.virtio.queue import QueueState
 from vmm.virtio.spec import (
     COMMON_CONFIG_SIZE,
@@ -23,6 +24,9 @@ from vmm.virtio.spec import (
     Status,
 )
 from vmm.virtio.status import Negotiation, Outcome
+
+if TYPE_CHECKING:
+    from vmm.virtio.saved import SavedQueue, SavedTransport
 
 
 class StatusWritten(NamedTuple):
@@ -196,6 +200,58 @@ class CommonConfig:
             has_event_idx=bool(accepted & Feature.RING_EVENT_IDX),
             has_indirect=bool(accepted & Feature.RING_INDIRECT_DESC),
         )
+
+    def save_queues(self) -> tuple[SavedQueue, ...]:
+        """Give what the driver wrote about each queue."""
+        from vmm.virtio.saved import SavedQueue  # Only now: most VMs never are.
+
+        return tuple(
+            SavedQueue(
+                size=queue.size,
+                vector=queue.vector,
+                is_enabled=queue.is_enabled,
+                desc=queue.desc,
+                driver=queue.driver,
+                device=queue.device,
+            )
+            for queue in self._queues
+        )
+
+    def registers(self) -> dict[str, int]:
+        """Give the registers that belong to no queue, by the names that a snapshot has for them."""
+        return {
+            "generation": self.generation,
+            "device_feature_select": self._device_feature_select,
+            "driver_feature_select": self._driver_feature_select,
+            "config_vector": self._config_vector,
+            "queue_select": self._queue_select,
+        }
+
+    def load(self, state: SavedTransport) -> Iterator[VectorChosen]:
+        """Take over what a snapshot kept; gives where each interrupt source leads.
+
+        Raises: ConfigError when the device has other queues now (caller).
+        """
+        sizes = [queue.size for queue in state.queues]
+        if len(sizes) != len(self._queue_sizes) or any(
+            saved > most for saved, most in zip(sizes, self._queue_sizes, strict=True)
+        ):
+            raise ConfigError(
+                f"The saved device has queues of {sizes} entries and here they have at most "
+                f"{list(self._queue_sizes)}; give it the queues that it had"
+            )
+        self.generation = state.generation
+        self._device_feature_select = state.device_feature_select
+        self._driver_feature_select = state.driver_feature_select
+        self._config_vector = self._vector(state.config_vector)
+        self._queue_select = state.queue_select
+        yield VectorChosen(None, self._led_to(self._config_vector))
+        for index, (queue, saved) in enumerate(zip(self._queues, state.queues, strict=True)):
+            queue.size, queue.vector = saved.size, self._vector(saved.vector)
+            queue.is_enabled = saved.is_enabled
+            queue.desc, queue.driver, queue.device = saved.desc, saved.driver, saved.device
+            yield VectorChosen(index, self._led_to(queue.vector))
+        self.refresh()
 
     @property
     def _selected(self) -> QueueRegisters | None:

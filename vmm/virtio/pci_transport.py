@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vmm.errors import GuestError, VmmError
 from vmm.pci import msix
 from vmm.pci.bar import Bar, BarKind
-from vmm.pci.configuration import BarMoved, CapabilityWritten, Configuration, Identity
+from vmm.pci.configuration import BarMoved, CapabilityWritten, Configuration
 from vmm.pci.msix import Msix
 from vmm.virtio import spec
 from vmm.virtio.common_config import (
@@ -30,6 +30,7 @@ from vmm.virtio.common_config import (
     VectorChosen,
 )
 from vmm.virtio.device import Active, offered_features
+from vmm.virtio.pci_identity import BAR_INDEX, capability, identity_of
 from vmm.virtio.runner import DeviceRunner
 from vmm.virtio.spec import Isr, PciCapability, Status
 from vmm.virtio.status import Negotiation, Outcome
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
     import trio
 
     from vmm.pci.msix import VectorChanged
+    from vmm.pci.saved import SavedConfiguration, SavedMsix
     from vmm.virtio.device import Memory, VirtioDevice
     from vmm.virtio.queue import Queue, QueueState
+    from vmm.virtio.saved import SavedQueue, SavedTransport
 
 logger = logging.getLogger(__name__)
 
-BAR_INDEX = 0
 BAR_SIZE = 0x80000
 BAR_ALIGNMENT = 8 << 20
 
@@ -143,7 +145,7 @@ class VirtioPci:
         self._common = CommonConfig(self._negotiation, device.queue_sizes, queues + 1, image)
         self._isr = Isr(0)
         self._active: Active | None = None
-        self.configuration = Configuration(_identity(device))
+        self.configuration = Configuration(identity_of(device))
         self.configuration.add_bar(self.bar, address)
         self._cfg_at = self._add_capabilities()
         device.attach(self.config_changed)
@@ -182,7 +184,7 @@ class VirtioPci:
     def _add_capabilities(self) -> int:
         """Add what points a driver to the parts of BAR 0; the place of the last virtio one."""
         config_size = len(self.device.read_config(0, DEVICE_SIZE))
-        add, body = self.configuration.add_capability, _capability
+        add, body = self.configuration.add_capability, capability
         add(spec.CAPABILITY_VENDOR, body(PciCapability.COMMON, COMMON, self._common.size))
         add(spec.CAPABILITY_VENDOR, body(PciCapability.ISR, ISR, ISR_SIZE))
         if config_size:
@@ -314,6 +316,62 @@ class VirtioPci:
         if self._active is not None:
             self.runner.start(self._active)
 
+    def save(self) -> tuple[SavedTransport, SavedMsix]:
+        """Give what a snapshot keeps, of a device that sleeps."""
+        from vmm.virtio.saved import SavedPosition, SavedTransport  # Only now: most VMs never are.
+
+        served = {} if self._active is None else {q.index: q.save() for q in self._active.queues}
+        queues = self._common.save_queues()
+        for index, at in served.items():
+            position = SavedPosition(
+                next_avail=at.next_avail, next_used=at.next_used, unsignalled=at.unsignalled
+            )
+            kept = queues[index].model_copy(update={"position": position})
+            queues = (*queues[:index], kept, *queues[index + 1 :])
+        state = SavedTransport(
+            device_id=self.device.DEVICE_ID,
+            accepted=self._negotiation.accepted,
+            status=self._negotiation.status,
+            isr=self._isr,
+            queues=queues,
+            is_active=self._active is not None,
+            **self._common.registers(),
+        )
+        return state, self._msix.save()
+
+    def load(
+        self, state: SavedTransport, vectors: SavedMsix, configuration: SavedConfiguration
+    ) -> None:
+        """Take over what a snapshot kept; the device sleeps until ``wake``.
+
+        Raises: ConfigError when it is not this device's state (caller), GuestError when a queue
+        cannot be what it says, HostError.
+        """
+        self.configuration.load(configuration)
+        self._around.window.move(self.bar.address)
+        self._negotiation.load(state.status, state.accepted)
+        self._isr = Isr(state.isr)
+        for queue, vector in self._common.load(state):
+            source = self._config_source if queue is None else queue
+            self._around.sources.lead(source, vector)
+        self._around.sources.apply(self._msix.load(vectors))
+        if state.is_active:
+            self._active = self._active_as(state.queues)
+
+    def _active_as(self, saved: Sequence[SavedQueue]) -> Active:
+        queues = []
+        for index, each in enumerate(saved):
+            fresh = self._common.queue(index)
+            if fresh is None or each.position is None:
+                continue
+            at = each.position
+            moved = fresh.moved_to(at.next_avail, at.next_used, at.unsignalled)
+            queues.append(self._open_queue(moved))
+            # An interrupt may have been on its way; one more than needed does no harm.
+            self._around.sources.signal(index)
+        features = self._negotiation.accepted
+        return Active(features, tuple(queues), self._around.memory, self.config_changed)
+
     def stopped(self) -> None:
         """The device's tasks have ended; a reset that waited for it is done."""
         self._common.finish_reset()
@@ -338,23 +396,3 @@ class VirtioPci:
 
     def _emit(self, event: str, **more: str) -> None:
         self._around.events.emit("virtio-device", event, {"id": self.device.id, **more})
-
-
-def _identity(device: VirtioDevice) -> Identity:
-    class_code, subclass = device.PCI_CLASS
-    number = spec.PCI_DEVICE_BASE + device.DEVICE_ID
-    return Identity(
-        vendor=spec.PCI_VENDOR,
-        device=number,
-        class_code=class_code,
-        subclass=subclass,
-        revision=spec.PCI_REVISION,
-        subsystem_vendor=spec.PCI_VENDOR,
-        subsystem=number,
-    )
-
-
-def _capability(kind: PciCapability, offset: int, length: int, more: bytes = b"") -> bytes:
-    """Encode a virtio capability after PCI's id and link, section 4.1.4."""
-    size = 16 + len(more)
-    return struct.pack("<BBBBxxII", size, kind, BAR_INDEX, 0, offset, length) + more

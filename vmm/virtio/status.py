@@ -11,6 +11,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from vmm.errors import ConfigError
 from vmm.virtio.spec import FEATURE_PAGES, Feature, Status
 
 
@@ -85,6 +86,15 @@ class Negotiation:
                 self.status |= step.bit
         is_new = self.status & ~before & Status.DRIVER_OK
         return Outcome.ACTIVATE if is_new and self.is_active else Outcome.NOTHING
+
+    def load(self, status: int, accepted: int) -> None:
+        """Take over what a snapshot kept. Raises: ConfigError for features not offered here."""
+        if accepted & ~self.offered:
+            raise ConfigError(
+                f"its driver uses features {accepted & ~self.offered:#x}, which are not offered "
+                "here; give it the configuration and the host resources that it had"
+            )
+        self.status, self.accepted = Status(status & sum(Status)), accepted
 
     def need_reset(self) -> None:
         """Say that the device cannot go on before a reset."""

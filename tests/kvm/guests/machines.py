@@ -16,7 +16,8 @@ from vmm.config.vm import VmConfig
 from vmm.machine.commands import Boot, Command, Create
 from vmm.machine.consoles import Consoles, open_consoles
 from vmm.machine.owner import VmOwner
-from vmm.machine.vm import VirtualMachine, open_machine
+from vmm.machine.virtual_machine import VirtualMachine
+from vmm.machine.vm import open_machine
 
 MIB = 1 << 20
 RAM_BYTES = 64 * MIB

@@ -1,0 +1,199 @@
+"""``memory-ranges``: the content of RAM, range after range, with holes where it is zero.
+
+Worker threads carry it a step at a time, in C and without the interpreter's lock; the loop goes on
+meanwhile. A range that is mapped from a named file and shared with it is not in here: the file
+itself has the content.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
+
+from vmm.errors import ConfigError, HostError
+from vmm.kvm_cffi.ram_file import read_ram, write_ram
+
+if TYPE_CHECKING:
+    from vmm.machine.memory import GuestMemory, Region
+
+logger = logging.getLogger(__name__)
+
+STEP: Final = 64 << 20
+"""Bytes that one turn in a worker thread carries; a cancelled snapshot ends after one."""
+TOLD_EVERY: Final = 4
+"""Parts of the whole after each of which the log has a line."""
+
+
+class Part(NamedTuple):
+    """A region in the file, from ``offset`` on; one with ``offset`` None is not in it."""
+
+    region: Region
+    offset: int | None
+
+
+def parts_of(regions: Sequence[Region]) -> list[Part]:
+    """Where each region is in the file."""
+    parts, at = [], 0
+    for region in regions:
+        if is_kept_elsewhere(region):
+            parts.append(Part(region, None))
+            continue
+        parts.append(Part(region, at))
+        at += region.size
+    return parts
+
+
+def size_of(parts: Sequence[Part]) -> int:
+    """The bytes of the whole file, holes included."""
+    return sum(part.region.size for part in parts if part.offset is not None)
+
+
+def is_kept_elsewhere(region: Region) -> bool:
+    """Whether what is written to a region goes to a file that has a name."""
+    zone = region.zone
+    if zone.file is None or not zone.shared or region.fd is None:
+        return False
+    return os.fstat(region.fd).st_nlink > 0
+
+
+async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
+    """Write the RAM of a VM that stands; give how many bytes were not zero. Raises: HostError."""
+    parts = parts_of(memory.regions)
+    total = size_of(parts)
+    progress = _Progress("written to", path, total)
+    written = 0
+    pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.truncate(fd, total)
+        for region, offset in parts:
+            if offset is None:
+                continue
+            untouched = pagemap if region.fd is None else -1
+            for start, size in _stored(region):
+                args = (fd, region.hva + start, size, offset + start, untouched)
+                written += await trio.to_thread.run_sync(write_ram, *args)
+                progress.tell(offset + start + size)
+        await trio.to_thread.run_sync(os.fdatasync, fd)
+    except HostError as error:
+        raise HostError("write of a snapshot", error.errno, path=path, hint=_room(error)) from error
+    except OSError as error:
+        raise HostError.from_os_error("write of a snapshot", error, path=path) from error
+    finally:
+        os.close(pagemap)
+    return written
+
+
+def open_memory(folder: str, name: str, memory: GuestMemory) -> int:
+    """Open the file and check that it has all of RAM; the caller closes it.
+
+    Raises: HostError, ConfigError when it is shorter or longer (caller).
+    """
+    path = os.path.join(folder, name)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "give the directory of a whole snapshot"
+        raise HostError.from_os_error("open of a snapshot", error, path=path, hint=hint) from error
+    size, wanted = os.fstat(fd).st_size, size_of(parts_of(memory.regions))
+    if size != wanted:
+        os.close(fd)
+        raise ConfigError(
+            f"{path} has {size} bytes and the saved machine's RAM {wanted}; the file is not whole, "
+            "or another snapshot's"
+        )
+    return fd
+
+
+async def read_memory(fd: int, path: str, memory: GuestMemory) -> None:
+    """Read all of RAM. Raises: ConfigError when the file ends early (caller), HostError."""
+    parts = parts_of(memory.regions)
+    progress = _Progress("read from", path, size_of(parts))
+    for region, offset in parts:
+        if offset is None:
+            continue
+        for start, size in _filled(fd, region, offset):
+            args = (fd, region.hva + start, size, offset + start)
+            try:
+                got = await trio.to_thread.run_sync(read_ram, *args)
+            except HostError as error:
+                raise HostError("read of a snapshot", error.errno, path=path) from error
+            if got < size:
+                raise ConfigError(
+                    f"{path} ends at byte {offset + start + got}; it has become shorter meanwhile"
+                )
+            progress.tell(offset + start + size)
+
+
+def _stored(region: Region) -> Iterator[tuple[int, int]]:
+    """The steps of a region that may hold anything: of a file's, not the holes."""
+    extents = [(0, region.size)]
+    if region.zone.is_file and region.fd is not None:
+        at = region.offset
+        found = data_of(region.fd, at, region.size)
+        extents = [(start - at, size) for start, size in found]
+    for start, size in extents:
+        yield from _steps(start, size)
+
+
+def _filled(fd: int, region: Region, offset: int) -> Iterator[tuple[int, int]]:
+    """The steps of a region that have to be read: all, where it is not zero at first."""
+    is_zero = region.zone.file is None or region.zone.is_file
+    extents = [(0, region.size)]
+    if is_zero:
+        found = data_of(fd, offset, region.size)
+        extents = [(start - offset, size) for start, size in found]
+    for start, size in extents:
+        yield from _steps(start, size)
+
+
+def data_of(fd: int, start: int, size: int) -> list[tuple[int, int]]:
+    """The parts of a piece of a file that are no holes: offset and size of each."""
+    found, end, at = [], start + size, start
+    while at < end:
+        try:
+            data = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break  # Nothing but a hole follows.
+            return [(start, size)]  # The file system does not tell.
+        if data >= end:
+            break
+        at = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+        found.append((data, at - data))
+    return found
+
+
+def _steps(start: int, size: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, start + size, STEP):
+        yield at, min(STEP, start + size - at)
+
+
+def _room(error: HostError) -> str | None:
+    return "free room on it, or give another directory" if error.errno == errno.ENOSPC else None
+
+
+class _Progress:
+    """Tells the log how far it is."""
+
+    def __init__(self, what: str, path: str, total: int) -> None:
+        self._what = what
+        self._path = path
+        self._total = total
+        self._told = 0
+
+    def tell(self, done: int) -> None:
+        part = TOLD_EVERY * done // self._total
+        if part > self._told:
+            self._told = part
+            logger.info(
+                "%d of %d MiB of RAM are %s %s",
+                done >> 20,
+                self._total >> 20,
+                self._what,
+                self._path,
+            )

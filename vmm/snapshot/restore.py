@@ -1,0 +1,69 @@
+"""Bringing a VM back from a snapshot: what the files say, and the source of its machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from vmm.config.document import parse_document
+from vmm.config.rules.restore import validate_restore
+from vmm.config.vm import VmConfig
+from vmm.errors import ConfigError
+from vmm.snapshot.descriptors import with_descriptors
+from vmm.snapshot.files import CONFIG, MEMORY, STATE, read_text
+from vmm.snapshot.memory_file import open_memory, read_memory
+from vmm.snapshot.state import MachineState
+from vmm.snapshot.url import path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.config.requests import RestoreConfig
+    from vmm.kvm_cffi import Vm
+    from vmm.machine.memory import GuestMemory
+    from vmm.machine.saved import SavedMemory
+
+logger = logging.getLogger(__name__)
+
+
+class Snapshot:
+    """A snapshot that was read, but for its RAM: a MachineSource.
+
+    ``descriptors`` came with the request, for its networks. Raises: ConfigError when it is not
+    whole or not of this version (caller), HostError.
+    """
+
+    def __init__(self, request: RestoreConfig, descriptors: Sequence[int] = ()) -> None:
+        validate_restore(request)
+        self._request = request
+        self._folder = path_of(request.source_url, "source_url", "a snapshot's directory")
+        document = read_text(self._folder, CONFIG)
+        try:
+            config = parse_document(VmConfig, document)
+        except ConfigError as error:
+            raise ConfigError(f"{self._folder}/{CONFIG} is no configuration") from error
+        self.config = with_descriptors(config, document, request, descriptors)
+        try:
+            self._state = MachineState.from_json(read_text(self._folder, STATE))
+        except ConfigError as error:
+            raise ConfigError(f"{self._folder}/{STATE} cannot be read") from error
+
+    @property
+    def memory(self) -> SavedMemory:
+        """How its RAM is laid out."""
+        return self._state.memory
+
+    async def provide(self, memory: GuestMemory, vm: Vm) -> MachineState:
+        """Read the RAM, and give the state. Raises: ConfigError (caller), HostError."""
+        for _ in memory.populate(unasked=self._request.prefault):
+            await trio.lowlevel.checkpoint()
+        path = os.path.join(self._folder, MEMORY)
+        fd = open_memory(self._folder, MEMORY, memory)
+        try:
+            await read_memory(fd, path, memory)
+        finally:
+            os.close(fd)
+        return self._state
