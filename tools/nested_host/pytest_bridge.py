@@ -141,8 +141,14 @@ class GuestBridge:
             )
         for nodeid, said in self._deaths:
             terminalreporter.write_line(f"the nested host died during {nodeid}", yellow=True)
-            for line in said.splitlines()[-TOLD_LINES:]:
+            for line in causes(said):
                 terminalreporter.write_line(f"    {line}")
+
+
+def causes(said: str) -> list[str]:
+    """What was said of a death, but for the messages of kernels that went before it."""
+    lines = (line for line in said.splitlines() if line and not line.startswith("["))
+    return list(lines)[-TOLD_LINES:]
 
 
 def has_stalled(report: pytest.TestReport) -> bool:
