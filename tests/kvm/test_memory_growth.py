@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,27 @@ async def test_guest_reaches_its_region_and_leaves_nothing(
         assert vm.machine.memory_actual_size == RAM_BYTES + 2 * MIB
 
     check_nothing_left(before)
+
+
+async def test_pages_that_change_are_those_of_plugged_blocks(tmp_path: Path) -> None:
+    async with running(growing(tmp_path)) as vm:
+        memory = vm.machine.memory
+        _, blocks = memory.room_of("near")
+        blocks.mark(REGION + 4 * MIB, 2, plugged=True)
+
+        with vm.machine.watch_ram() as log:
+            *_, first = log.collect()
+            memory.write(REGION + 2 * MIB, b"not plugged")
+            memory.write(REGION + 4 * MIB, b"plugged")
+            memory.write(REGION + 8 * MIB - 1, b"one and the other")
+            *_, second = log.collect()
+
+    assert (first.gpa, len(first)) == (REGION, 4 * MIB // 4096)
+    table, _ = second.ranges(0, 10, 10)
+    assert list(struct.iter_unpack("<QQ", table.encode())) == [
+        (REGION + 4 * MIB, 4096),
+        (REGION + 8 * MIB - 4096, 4096),
+    ]
 
 
 async def test_room_for_which_there_are_no_huge_pages_refuses_the_boot(tmp_path: Path) -> None:

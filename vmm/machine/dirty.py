@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vmm.kvm_cffi import PageSet, WriteRecord, constants
 
 if TYPE_CHECKING:
+    from vmm.boot.layout import RamRange
     from vmm.kvm_cffi import GuestMemoryMap, Vm
     from vmm.machine.memory import GuestMemory, Region
 
@@ -59,7 +60,8 @@ class DirtyLog:
     def collect(self) -> list[PageSet]:
         """The pages that changed since the last call, or all at the first, a set a region.
 
-        It takes a millisecond a gigabyte or more: call it in a thread while the guest runs.
+        Of a region for virtio-mem they are those of the blocks that are plugged. It takes a
+        millisecond a gigabyte or more: call it in a thread while the guest runs.
         Raises: HostError.
         """
         sets = [self._collect(at, region) for at, region in enumerate(self.regions)]
@@ -77,7 +79,20 @@ class DirtyLog:
         self._record.take(at, pages)
         if self._is_first:
             pages.fill()
+        if region.blocks is not None:
+            # Only now: what the guest wrote by then to a block, it had plugged before.
+            _keep(pages, region.blocks.ranges)
         return pages
+
+
+def _keep(pages: PageSet, ranges: Sequence[RamRange]) -> None:
+    """Forget all pages but those in these ranges, which begin and end at multiples of 8 pages."""
+    kept = bytearray(len(pages.bits))
+    for gpa, size in ranges:
+        first = (gpa - pages.gpa) // PAGE // 8
+        part = slice(first, first + size // PAGE // 8)
+        kept[part] = pages.bits[part]
+    pages.bits[:] = kept
 
 
 def _protect_by_hand(vm: Vm, flags: int) -> None:
