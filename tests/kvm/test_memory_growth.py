@@ -12,6 +12,7 @@ from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import MIB, RAM_BYTES, Owned, configure, owned, running
 from tests.kvm.guests.programs import HALT, WINDOW, map_window, say
+from tests.kvm.test_snapshot import restored, save
 from vmm.config.requests import VmResize, VmResizeZone
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, NotFoundError
@@ -136,6 +137,38 @@ async def test_pages_that_change_are_those_of_plugged_blocks(tmp_path: Path) -> 
         (REGION + 4 * MIB, 4096),
         (REGION + 8 * MIB - 4096, 4096),
     ]
+
+
+@pytest.mark.parametrize("mode", ["Copy", "OnDemand"])
+@pytest.mark.parametrize("shared", [False, True], ids=["anonymous", "memfd"])
+async def test_restored_machine_has_the_blocks_that_were_plugged_and_what_is_in_them(
+    tmp_path: Path, shared: bool, mode: str
+) -> None:
+    config = growing(tmp_path, shared=shared)
+    folder = tmp_path / "snapshot"
+    async with running(config) as vm:
+        vm.machine.resize_zone("near", 8 * MIB)
+        # As if the guest had a driver.
+        vm.machine.memory.room_of("near")[1].mark(REGION + 4 * MIB, 2, plugged=True)
+        vm.machine.memory.write(REGION + 8 * MIB - 6, b"its end")
+        saved = await save(vm, config, folder)
+
+    async with restored(folder, memory_restore_mode=mode) as vm:
+        await vm.machine.resume()
+        memory = vm.machine.memory
+        assert memory.room_of("near")[1].runs == [(2, 2)]
+        assert memory.read(REGION + 8 * MIB - 6, 7) == b"its end"
+        assert vm.machine.memory_actual_size == RAM_BYTES + 2 * MIB + 4 * MIB
+        with pytest.raises(ConfigError, match="asked for 8388608 bytes"):
+            vm.machine.resize_zone("near", 8 * MIB)
+        # As if it gave some back, and got it again.
+        memory.discard(REGION + 4 * MIB, 4 * MIB)
+        memory.write(REGION + 4 * MIB, b"again")
+        assert memory.read(REGION + 4 * MIB, 5) == b"again"
+
+    assert saved.devices["near"].own.model_dump()["plugged"] == ((2, 2),)
+    blocks = (folder / "memory-ranges").stat().st_blocks
+    assert blocks * 512 < RAM_BYTES
 
 
 async def test_room_for_which_there_are_no_huge_pages_refuses_the_boot(tmp_path: Path) -> None:

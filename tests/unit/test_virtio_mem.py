@@ -12,6 +12,7 @@ from vmm.errors import ConfigError, HostError
 from vmm.machine.memory_blocks import MemoryBlocks
 from vmm.testing.virtio_pci import Bench, driven
 from vmm.virtio.mem import Kind, Mem, Outcome, State
+from vmm.virtio.saved import SavedMem
 from vmm.virtio.spec import Feature, Status
 
 MIB = 1 << 20
@@ -288,11 +289,13 @@ async def test_cancelled_unplug_is_done_again(mem: Mem, ram: FakeRam) -> None:
         assert (queue.collect(), mem.ram_bytes) == ([], SIZE)
 
         bench.transport.wake()
-        await bench.interrupt(1)
+        with trio.fail_after(5):
+            while not queue.collect():
+                await trio.lowlevel.checkpoint()
 
-        assert len(queue.collect()) == 1
         assert mem.ram_bytes == 0
-        assert ram.discarded == [(BASE, 64 * MIB), (BASE, 64 * MIB), (BASE + 64 * MIB, 64 * MIB)]
+        whole = [(BASE, 64 * MIB), (BASE + 64 * MIB, 64 * MIB)]
+        assert ram.discarded in (whole[:1] + whole, whole + whole)
 
 
 async def test_load_restores_what_is_plugged_and_asked_for(bench: Bench, ram: FakeRam) -> None:
@@ -304,7 +307,9 @@ async def test_load_restores_what_is_plugged_and_asked_for(bench: Bench, ram: Fa
 
     assert second.read_config(0, 64) == bench.device.read_config(0, 64)
     assert second.save() == bench.device.save()
-    assert second.save()["plugged"] == [[2, 3], [COUNT - 1, 1]]
+    assert second.save()["plugged"] == [(2, 3), (COUNT - 1, 1)]
+    kept = SavedMem.model_validate(second.save()).model_dump()
+    assert kept == second.save() | {"plugged": ((2, 3), (COUNT - 1, 1))}
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ class Mem(VirtioDevice):
             "size": self._blocks.size,
             "block_size": self._blocks.block_size,
             "requested_size": self._requested_size,
-            "plugged": [list(run) for run in self._blocks.runs],
+            "plugged": self._blocks.runs,
         }
 
     def load(self, state: Mapping[str, object]) -> None:
