@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
-from vmm import __version__
+from vmm import __version__, endpoints
 from vmm.config.memory import MemoryConfig, MemoryZoneConfig
 from vmm.config.model import ConfigModel, LaterModel
 from vmm.config.payload import PayloadConfig
 from vmm.config.refusal import refusals
 from vmm.config.rng import RtcConfig
-from vmm.config.syntax import field_syntaxes, parse_keys, parse_option
-from vmm.config.tokens import dequote
-from vmm.config.units import I32_MAX, parse_decimal
+from vmm.config.syntax import field_syntaxes, parse_option
 from vmm.config.validation import validate
 from vmm.config.values import shape_of, unwrap
 from vmm.config.vm import VmConfig
@@ -48,11 +46,12 @@ VMM_OPTIONS = {
     "api-socket": "Where the API is served: path=<path>, fd=<number> or a bare path",
     "event-monitor": "Where events are written: path=<path> or fd=<number>",
     "log-file": "Where the log is written, instead of stderr; the file is replaced",
+    "gdb": "Where debuggers come: path=<path>; the VM waits for the first one",
     "restore": "The snapshot to go on from: source_url=<url> and how; not beside a payload",
     "log-format": "What a line of the log looks like: a text with tokens such as {level} and {msg}",
     "seccomp": f"Accepted for compatibility, without effect: {', '.join(SECCOMP_MODES)}",
 }
-ABSENT_OPTIONS = ("fw-cfg-config", "gdb", "ivshmem")
+ABSENT_OPTIONS = ("fw-cfg-config", "ivshmem")
 """Documented options that this version has not; each is refused by name."""
 
 
@@ -67,6 +66,7 @@ class Invocation(NamedTuple):
     restore: RestoreConfig | None = None
     api_socket: str | int | None = None
     event_monitor: str | int | None = None
+    gdb: str | None = None
     log_file: str | None = None
     log_format: str | None = None
     seccomp: str | None = None
@@ -129,8 +129,9 @@ def parse(argv: Sequence[str]) -> Invocation:
         config=_parse_config(given, vm_options, payload) if has_boot_item else None,
         # A payload goes before a snapshot, as in the original.
         restore=None if has_boot_item else _parse_restore(given.restore),
-        api_socket=None if given.api_socket is None else _parse_api_socket(given.api_socket),
-        event_monitor=_parse_event_monitor(given.event_monitor),
+        api_socket=endpoints.parse_api_socket(given.api_socket),
+        event_monitor=endpoints.parse_event_monitor(given.event_monitor),
+        gdb=endpoints.parse_gdb(given.gdb),
         log_file=given.log_file,
         log_format=given.log_format,
         seccomp=given.seccomp,
@@ -278,43 +279,6 @@ def _is_given(given: argparse.Namespace, option: VmOption) -> bool:
 def _warn_of_seccomp(mode: str | None) -> None:
     if mode not in (None, "false"):
         logger.warning("--seccomp %s has no effect: this version filters no system calls", mode)
-
-
-def _parse_api_socket(text: str) -> str | int:
-    # As the original: whatever does not read as options is the path itself.
-    try:
-        given = parse_keys(text, {"path": True, "fd": True})
-    except ConfigError:
-        return text
-    return _path_or_descriptor("--api-socket", text, given)
-
-
-def _parse_event_monitor(text: str | None) -> str | int | None:
-    if text is None:
-        return None
-    try:
-        given = parse_keys(text, {"path": True, "fd": True})
-    except ConfigError as error:
-        raise ConfigError("Error parsing --event-monitor") from error
-    return _path_or_descriptor("--event-monitor", text, given)
-
-
-def _path_or_descriptor(flag: str, text: str, given: dict[str, str]) -> str | int:
-    """Take the one place that is given. Raises: ConfigError (caller)."""
-    path, number = (dequote(given.get(key, "")) for key in ("path", "fd"))
-    if bool(path) == bool(number):
-        raise ConfigError(f"{flag} {text}: path or fd required; give path=<path> or fd=<number>")
-    if path:
-        return path
-    try:
-        descriptor = parse_decimal(number)
-    except ValueError:
-        descriptor = I32_MAX + 1
-    if descriptor > I32_MAX:
-        raise ConfigError(
-            f"{flag} {text}: Unable to convert {number} for fd; give a number up to {I32_MAX}"
-        )
-    return descriptor
 
 
 def _parse_restore(text: str | None) -> RestoreConfig | None:

@@ -17,7 +17,7 @@ import sys
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -32,11 +32,12 @@ from vmm.machine.vm import open_machine
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from vmm.cli import Invocation
     from vmm.config.requests import RestoreConfig
     from vmm.config.vm import VmConfig
+    from vmm.gdb.server import DebugServer
     from vmm.machine.commands import Command
 
 FEATURES = ("kvm",)
@@ -59,16 +60,21 @@ async def run_vmm(invocation: Invocation) -> int:
             from vmm.api.socket import open_api_socket
 
             listener = stack.enter_context(open_api_socket(invocation.api_socket))
+        debugger = stack.enter_context(_debugger(invocation.gdb))
         events.emit("vmm", "starting")
         owner = VmOwner(
             events=events,
             open_consoles=open_consoles,
-            open_machine=partial(open_machine, events=events),
+            open_machine=partial(
+                open_machine, events=events, debug=None if debugger is None else debugger.server
+            ),
             no_shutdown=invocation.no_shutdown,
-            confine=partial(_confine, api_socket=invocation.api_socket),
+            confine=partial(_confine, sockets=[invocation.api_socket, invocation.gdb]),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, owner, signals)
+            if debugger is not None:
+                nursery.start_soon(debugger.server.run, debugger.listener)
             code = await _serve(owner, invocation, listener)
             nursery.cancel_scope.cancel()
         events.emit("vmm", "shutdown")
@@ -134,12 +140,32 @@ async def _carry_out(owner: VmOwner, steps: tuple[tuple[Command, str], ...]) -> 
     return True
 
 
-def _confine(config: VmConfig, *, api_socket: str | int | None) -> None:
+class _Debugger(NamedTuple):
+    """Who may debug the VM, and where they come."""
+
+    server: DebugServer
+    listener: socket.socket
+
+
+@contextmanager
+def _debugger(path: str | None) -> Iterator[_Debugger | None]:
+    """Open the socket for debuggers, if there is to be one. Raises: HostError."""
+    if path is None:
+        yield None
+        return
+    from vmm.gdb.server import DebugServer  # Only now: most VMs are not debugged.
+    from vmm.listener import listening
+
+    with listening(path, "debugger") as listener:
+        yield _Debugger(DebugServer(), listener)
+
+
+def _confine(config: VmConfig, *, sockets: Sequence[str | int | None]) -> None:
     """Give up the files that a VM does not need, if it asks for that. Raises: HostError."""
     if config.landlock_enable:
         from vmm.sandbox import confine  # Only now: most VMs do not ask.
 
-        confine(config, [api_socket] if isinstance(api_socket, str) else [])
+        confine(config, [each for each in sockets if isinstance(each, str)])
 
 
 async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: bool) -> None:

@@ -146,6 +146,7 @@ def test_parse_vm_options_without_a_payload_exit_2(
         (["--api-socket", "fd=7"], Invocation(api_socket=7)),
         (["--event-monitor", "path=/e"], Invocation(event_monitor="/e")),
         (["--event-monitor", "fd=3"], Invocation(event_monitor=3)),
+        (["--gdb", "path=/g"], Invocation(gdb="/g")),
         (["--log-file", "/l"], Invocation(log_file="/l")),
         (["--log-format", "{msg}"], Invocation(log_format="{msg}")),
         (["--no-shutdown"], Invocation(no_shutdown=True)),
@@ -168,6 +169,12 @@ def test_parse_event_monitor_without_one_place_is_refused(text: str) -> None:
         parse(["--event-monitor", text])
 
 
+@pytest.mark.parametrize("text", ["/g", "path=", "", "fd=3", "path=/g,x=1"])
+def test_parse_gdb_without_a_path_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--gdb"):
+        parse(["--gdb", text])
+
+
 def test_parse_event_monitor_empty_says_what_is_required() -> None:
     with pytest.raises(ConfigError, match="path or fd required"):
         parse(["--event-monitor", ""])
@@ -181,7 +188,7 @@ def test_parse_seccomp_that_would_filter_warns(caplog: pytest.LogCaptureFixture)
     assert "--seccomp log has no effect" in caplog.text
 
 
-@pytest.mark.parametrize("option", ["--gdb", "--ivshmem", "--fw-cfg-config"])
+@pytest.mark.parametrize("option", ["--ivshmem", "--fw-cfg-config"])
 def test_parse_option_that_is_absent_here_is_refused_by_name(option: str) -> None:
     with pytest.raises(UnsupportedError, match=option):
         parse([option, "x=y"])

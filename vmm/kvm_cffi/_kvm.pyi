@@ -61,6 +61,7 @@ class Lib:
     VK_EXIT_RUN_ERROR: int
     VK_EXIT_HLT: int
     VK_EXIT_HYPERV: int
+    VK_EXIT_DEBUG: int
     VK_EXIT_UNEXPECTED: int
     VK_STOPPED: int
     VK_RUNNING: int
@@ -110,6 +111,7 @@ class Lib:
     KVM_SET_XCRS: int
     KVM_GET_TSC_KHZ: int
     KVM_SET_TSC_KHZ: int
+    KVM_SET_GUEST_DEBUG: int
     KVM_SYNC_X86_REGS: int
     KVM_SYNC_X86_SREGS: int
     KVM_MEM_LOG_DIRTY_PAGES: int

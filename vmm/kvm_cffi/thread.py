@@ -48,6 +48,9 @@ class ExitKind(IntEnum):
     """Halted, and the VM has no interrupt controller that could wake it."""
     HYPERV = lib.VK_EXIT_HYPERV
     """Reserved: Hyper-V exits are answered in C."""
+    DEBUG = lib.VK_EXIT_DEBUG
+    """What ``set_guest_debug`` asked for; ``value`` is the exception (1 or 3), ``data`` the address
+    and DR6."""
     UNEXPECTED = lib.VK_EXIT_UNEXPECTED
     """An exit this program did not ask KVM for; ``value`` is KVM's exit reason."""
 

@@ -188,6 +188,14 @@ class Vcpu(Closing):
         size = ffi.sizeof("struct kvm_debugregs")
         self._set_bytes("KVM_SET_DEBUGREGS", lib.KVM_SET_DEBUGREGS, debugregs, size)
 
+    def set_guest_debug(self, control: int, debugregs: Sequence[int] = ()) -> None:
+        """Have the vCPU exit for a debugger: KVM_GUESTDBG_*, and DR0 to DR7 for hardware's."""
+        debug = ffi.new("struct kvm_guest_debug *")
+        debug.control = control
+        for at, value in enumerate(debugregs):
+            debug.arch.debugreg[at] = value
+        self._ioctl("KVM_SET_GUEST_DEBUG", lib.KVM_SET_GUEST_DEBUG, debug)
+
     def get_mp_state(self) -> int:
         """Return the run state, one of KVM_MP_STATE_*."""
         state = ffi.new("struct kvm_mp_state *")

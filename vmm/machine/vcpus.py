@@ -73,6 +73,7 @@ class Vcpus:
         self._saved_at = saved_at
         self._first = range(config.boot_vcpus) if saved is None else sorted(saved)
         self._is_paused = saved is not None
+        self._let_run: frozenset[int] | None = None
         registers.serve(self)
 
     def __enter__(self) -> Self:
@@ -115,10 +116,40 @@ class Vcpus:
         await pause_all(tuple(self._tasks.values()))
 
     def resume(self) -> None:
-        """Let every vCPU run on."""
+        """Let every vCPU run on, but those that a debugger holds."""
         self._is_paused = False
-        for task in self._tasks.values():
-            task.resume()
+        self._resume_tasks()
+
+    def hold_from_the_start(self) -> None:
+        """Have the vCPUs of the boot stand until ``release``."""
+        self._let_run = frozenset()
+
+    async def hold(self) -> None:
+        """Stop every vCPU for a debugger, whether they are paused besides or not."""
+        self._let_run = frozenset()
+        await pause_all(tuple(self._tasks.values()))
+
+    def release(self, only: Iterable[int] | None = None) -> None:
+        """Let every vCPU that a debugger held, or only some, run on unless they are paused."""
+        self._let_run = None if only is None else frozenset(only)
+        self._resume_tasks()
+
+    @property
+    def present(self) -> list[int]:
+        """The vCPUs that are there, in order."""
+        return sorted(self._tasks)
+
+    def vcpu(self, index: int) -> Vcpu:
+        """A vCPU's descriptor; use it while the vCPU stands. Raises: KeyError."""
+        return self._made[index]
+
+    def _resume_tasks(self) -> None:
+        for index, task in self._tasks.items():
+            if self._may_run(index):
+                task.resume()
+
+    def _may_run(self, index: int) -> bool:
+        return not self._is_paused and (self._let_run is None or index in self._let_run)
 
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to every vCPU."""
@@ -216,7 +247,7 @@ class Vcpus:
         )
         ports, mmio = self._spaces.ports, self._spaces.mmio
         task = VcpuTask(thread, index, ports=ports, mmio=mmio, sink=self._sink, host_cpus=host_cpus)
-        if self._is_paused:
+        if not self._may_run(index):
             thread.request_pause()
         with trio.CancelScope() as scope:
             self._tasks[index], self._scopes[index] = task, scope

@@ -31,6 +31,7 @@ from vmm.machine.vcpus import Vcpus
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
+    from vmm.gdb.debuggee import Debuggee
     from vmm.kvm_cffi import Exit, Vm
     from vmm.machine.chipset import Chipset
     from vmm.machine.dirty import DirtyLog
@@ -71,6 +72,8 @@ class VirtualMachine:
         self._vcpus = vcpus
         self.ram_hotplug: RamHotplug | None = None
         """Room for more RAM, if the configuration has any."""
+        self.debuggee: Debuggee | None = None
+        """What a debugger has of it, if there may be one."""
         self._clock = Clock(vm)
         self._saved: Mapping[str, SavedDevice] | None = None
         self._failed = trio.Event()
@@ -256,6 +259,8 @@ class VirtualMachine:
                 self._lifecycle.request_shutdown()
             case ExitKind.SYSTEM_EVENT if exit_.value == constants.KVM_SYSTEM_EVENT_RESET:
                 self._lifecycle.request_reset()
+            case ExitKind.DEBUG if self.debuggee is not None:
+                self.debuggee.hear(vcpu, exit_)
             case ExitKind.RUN_ERROR:
                 self._fail(HostError(f"KVM_RUN on vCPU {vcpu}", exit_.value))
             case _:

@@ -42,6 +42,7 @@ from vmm.machine.zones import default_zone, rooms_of, zones_of
 
 if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
+    from vmm.gdb.server import DebugServer
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
     from vmm.machine.disks import DiskPool
@@ -57,11 +58,13 @@ async def open_machine(
     lifecycle: Lifecycle,
     events: Events | None = None,
     source: MachineSource | None = None,
+    debug: DebugServer | None = None,
 ) -> AsyncIterator[VirtualMachine]:
     """Build the machine of a configuration and let it run until the scope is left.
 
     ``events`` hears of the devices; without it the log does. A machine from a ``source`` is what
-    another was, and stands until it is resumed.
+    another was, and stands until it is resumed. With ``debug`` the vCPUs stand until a debugger
+    lets them run.
 
     Raises: ConfigError (caller), HostError; nothing is left behind then.
     """
@@ -136,7 +139,12 @@ async def open_machine(
                     places = None if iommu is None else machine.iommu_places(config, iommu)
                     firmware.write_tables(memory, config, cpus, areas, places)
                 async with trio.open_nursery() as running:
+                    if debug is not None:
+                        vcpus.hold_from_the_start()
                     await machine.run_vcpus(running)
+                    if debug is not None:
+                        shown = debug.showing(vcpus, memory, lifecycle)
+                        machine.debuggee = stack.enter_context(shown)
                     yield machine
                     running.cancel_scope.cancel()
             finally:

@@ -87,6 +87,7 @@ enum vk_exit_kind {
     VK_EXIT_RUN_ERROR,
     VK_EXIT_HLT,
     VK_EXIT_HYPERV,
+    VK_EXIT_DEBUG,
     VK_EXIT_UNEXPECTED,
 };
 

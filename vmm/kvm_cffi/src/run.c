@@ -121,6 +121,11 @@ static bool report(vk_thread *thread, enum vk_exit_kind kind, uint64_t value)
         exit.data_count = 1;
         exit.data[0] = run->fail_entry.cpu;
         break;
+    case VK_EXIT_DEBUG:
+        exit.data_count = 2;
+        exit.data[0] = run->debug.arch.pc;
+        exit.data[1] = run->debug.arch.dr6;
+        break;
     default:
         break;
     }
@@ -167,6 +172,8 @@ static bool serve_exit(vk_thread *thread)
         return report(thread, VK_EXIT_INTERNAL_ERROR, run->internal.suberror);
     case KVM_EXIT_FAIL_ENTRY:
         return report(thread, VK_EXIT_FAIL_ENTRY, run->fail_entry.hardware_entry_failure_reason);
+    case KVM_EXIT_DEBUG:
+        return report(thread, VK_EXIT_DEBUG, run->debug.arch.exception);
     default:
         return report(thread, VK_EXIT_UNEXPECTED, run->exit_reason);
     }
