@@ -13,10 +13,11 @@ import trio
 
 from vmm.api.server import serve
 from vmm.api.socket import open_api_socket
-from vmm.config.info import PciDeviceInfo, VmInfo, VmmPingResponse, VmState
+from vmm.config.info import MigrationInfo, PciDeviceInfo, VmInfo, VmmPingResponse, VmState
 from vmm.config.vm import VmConfig
 from vmm.errors import VmmError
 from vmm.machine.commands import Command
+from vmm.migration.progress import Progress
 
 ABOUT = VmmPingResponse(version="1.2.3", build_version="v1.2.3-4", pid=42, features=("kvm",))
 PATIENCE_S = 60
@@ -51,6 +52,10 @@ class FakeOwner:
     def counters(self) -> dict[str, dict[str, int]]:
         self._fail()
         return {"_disk0": {"read_bytes": 7}}
+
+    def migration(self) -> MigrationInfo:
+        self._fail()
+        return Progress(is_incoming=False, clock=lambda: 0.0).describe()
 
     def _fail(self) -> None:
         if self.error is not None:

@@ -99,4 +99,6 @@ CASES = (
     _takes(
         "send_migration", "PUT /vm.send-migration", SendMigrationData(destination_url="unix:/a")
     ),
+    Case("migration", "GET /vm.migration"),
+    Case("migration_cancel", "PUT /vm.migration-cancel"),
 )

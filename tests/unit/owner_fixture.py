@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any
 
 import trio
 
@@ -14,6 +15,7 @@ from vmm.errors import HostError, VmmError
 from vmm.machine.bus import Lifecycle
 from vmm.machine.commands import Command
 from vmm.machine.consoles import Consoles
+from vmm.machine.dirty import DirtyLog
 from vmm.machine.hotplug import Added
 from vmm.machine.interface import MachineSource
 from vmm.machine.owner import VmOwner
@@ -36,6 +38,9 @@ class RecordedEvents:
 class FakeMachine:
     """A machine whose inside is a nursery with one task that may be told to fail."""
 
+    memory: Any = None
+    memory_map: Any = None
+    cpus: Any = None
     memory_actual_size = 512 << 20
     ram_size = 512 << 20
 
@@ -58,6 +63,15 @@ class FakeMachine:
 
     def described_in(self, config: VmConfig) -> VmConfig:
         return config
+
+    def watch_ram(self) -> AbstractContextManager[DirtyLog]:
+        raise NotImplementedError
+
+    def release_locks(self) -> None:
+        self.calls.append("release locks")
+
+    def take_locks(self) -> None:
+        self.calls.append("take locks")
 
     async def pause(self) -> None:
         self.calls.append("pause")

@@ -13,7 +13,6 @@ from tests.unit.documents import PAGES, ROOT, Call, arguments_of, blocks, call_o
 from tools import layers
 from tools.images.__main__ import _parser as images_parser
 from tools.nested_host.cli import parser as nested_host_parser
-from vmm.api import absent
 from vmm.api.paths import ROUTES
 from vmm.cli import ABSENT_OPTIONS, Invocation, parse
 from vmm.config.document import parse_document
@@ -34,11 +33,7 @@ def page(name: str) -> Path:
 
 def served() -> set[tuple[str, str]]:
     """The requests that this version serves, as method and name."""
-    return {
-        (route.method, route.path.removeprefix("/"))
-        for route in ROUTES
-        if route not in absent.ROUTES
-    }
+    return {(route.method, route.path.removeprefix("/")) for route in ROUTES}
 
 
 def shown_calls() -> Iterator[tuple[str, Call]]:
@@ -71,7 +66,6 @@ def test_every_request_is_served_with_a_body_it_takes() -> None:
     assert {name for name, _ in shown} >= {"README.md", "api.md"}
     for name, call in shown:
         route = routes[call.method, call.path]
-        assert route not in absent.ROUTES, (name, call)
         assert (call.body is None) == (route.model is None), (name, call)
         if route.model is not None and call.body is not None:
             parse_document(route.model, call.body.encode())

@@ -8,6 +8,7 @@ import pytest
 
 from vmm.config.memory import MemoryConfig
 from vmm.config.requests import ReceiveMigrationData, SendMigrationData
+from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError
 from vmm.migration.address import TcpAddress, UnixAddress, parse_url
 from vmm.migration.rules import RECEIVER_FILES, SENDER_FILES, check_receive, check_send
@@ -18,7 +19,7 @@ SHARED = MemoryConfig(size=64 << 20, shared=True)
 
 def send(url: str, memory: MemoryConfig = PRIVATE, /, **fields: object) -> object:
     data = SendMigrationData.model_validate({"destination_url": url, **fields}, strict=False)
-    return check_send(data, memory)
+    return check_send(data, VmConfig(memory=memory))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from vmm.api import absent, devices, inspect, lifecycle, snapshots, vmm
+from vmm.api import devices, inspect, lifecycle, migration, snapshots, vmm
 from vmm.api.routes import Route
 
 ROUTES: tuple[Route, ...] = (
     vmm.ROUTES
     + lifecycle.ROUTES
     + snapshots.ROUTES
+    + migration.ROUTES
     + inspect.ROUTES
     + devices.ROUTES
-    + absent.ROUTES
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, get_type_hints
 
 from vmm.api.descriptors import Descriptors
 from vmm.config.document import parse_document
-from vmm.config.info import PciDeviceInfo, VmInfo, VmmPingResponse
+from vmm.config.info import MigrationInfo, PciDeviceInfo, VmInfo, VmmPingResponse
 from vmm.config.model import ConfigModel
 from vmm.errors import ConfigError, VmmError
 
@@ -27,6 +27,7 @@ class Owner(Protocol):
     async def submit(self, command: Command) -> PciDeviceInfo | None: ...
     def info(self) -> VmInfo: ...
     def counters(self) -> dict[str, dict[str, int]]: ...
+    def migration(self) -> MigrationInfo: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ class AsyncClient:
     restore = _method(calls.restore)
     receive_migration = _method(calls.receive_migration)
     send_migration = _method(calls.send_migration)
+    migration = _method(calls.migration)
+    migration_cancel = _method(calls.migration_cancel)
 
 
 def _connect(path: str) -> AbstractAsyncContextManager[Stream]:

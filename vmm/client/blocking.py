@@ -82,6 +82,8 @@ class Client:
     restore = _method(calls.restore)
     receive_migration = _method(calls.receive_migration)
     send_migration = _method(calls.send_migration)
+    migration = _method(calls.migration)
+    migration_cancel = _method(calls.migration_cancel)
 
 
 def _send(connection: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:

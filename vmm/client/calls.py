@@ -19,7 +19,7 @@ from vmm.config.device import DeviceConfig, UserDeviceConfig, VdpaConfig
 from vmm.config.disk import DiskConfig
 from vmm.config.fs import FsConfig
 from vmm.config.generic_vhost_user import GenericVhostUserConfig
-from vmm.config.info import PciDeviceInfo, VmCounters, VmInfo, VmmPingResponse
+from vmm.config.info import MigrationInfo, PciDeviceInfo, VmCounters, VmInfo, VmmPingResponse
 from vmm.config.model import ConfigModel
 from vmm.config.net import NetConfig
 from vmm.config.pmem import PmemConfig
@@ -293,3 +293,13 @@ def receive_migration(config: ReceiveMigrationData) -> Call[None]:
 def send_migration(config: SendMigrationData) -> Call[None]:
     """Move the VM to another VMM; answered when it has gone."""
     return _put("send-migration", config)
+
+
+def migration() -> Call[MigrationInfo]:
+    """Ask how far a migration is, or how the last one ended."""
+    return Call("GET", "/vm.migration", _reads(MigrationInfo))
+
+
+def migration_cancel() -> Call[None]:
+    """Stop the migration that is under way; the VM stays where it is."""
+    return _put("migration-cancel")

@@ -64,7 +64,7 @@ async def provide(
     Raises: ConfigError when this machine cannot be that one (caller), and what the source does.
     """
     check_layout(config, source.memory, cpus)
-    add_dimms(memory, source.memory, config, areas.hotplug)
+    add_dimms(memory, source, config, areas.hotplug)
     check_ranges(memory, source.memory)
     memory.enter_slots(vm)
     return await source.provide(memory, vm)
@@ -85,9 +85,10 @@ def check_layout(config: VmConfig, layout: SavedMemory, cpus: Processors) -> Non
 
 
 def add_dimms(
-    memory: GuestMemory, layout: SavedMemory, config: VmConfig, area: Area | None
+    memory: GuestMemory, source: MachineSource, config: VmConfig, area: Area | None
 ) -> None:
     """Map the RAM that came after the boot, where it was. Raises: ConfigError (caller)."""
+    layout = source.memory
     if not layout.dimms:
         return
     end = 0 if area is None else area.base
@@ -99,7 +100,8 @@ def add_dimms(
             )
         end = gpa + size
         slot = memory.boot_regions + SLOTS_BEHIND_RAM + number
-        memory.add(zone_of_dimm(default_zone(config.memory), number, size), gpa, slot)
+        zone = zone_of_dimm(default_zone(config.memory), number, size)
+        memory.add(zone, gpa, slot, source.memory_fds.get(slot))
 
 
 def check_ranges(memory: GuestMemory, layout: SavedMemory) -> None:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
-    from vmm.config.requests import RestoreConfig, VmResize, VmResizeZone
+    from vmm.config.requests import (
+        ReceiveMigrationData,
+        RestoreConfig,
+        SendMigrationData,
+        VmResize,
+        VmResizeZone,
+    )
     from vmm.config.vm import VmConfig
 
 
@@ -191,5 +197,31 @@ class Nmi(Command):
 
 class ShutdownVmm(Command):
     """Delete the VM and end the process with exit code 0."""
+
+    __slots__: tuple[str, ...] = ()
+
+
+class SendMigration(Command):
+    """Move the VM to another VMM; other commands go on meanwhile."""
+
+    __slots__ = ("data",)
+    __match_args__ = ("data",)
+
+    def __init__(self, data: SendMigrationData) -> None:
+        self.data = data
+
+
+class ReceiveMigration(Command):
+    """Wait for a VM and take it in; other commands go on meanwhile."""
+
+    __slots__ = ("data",)
+    __match_args__ = ("data",)
+
+    def __init__(self, data: ReceiveMigrationData) -> None:
+        self.data = data
+
+
+class CancelMigration(Command):
+    """Stop the migration that is under way; the VM stays where it is."""
 
     __slots__: tuple[str, ...] = ()

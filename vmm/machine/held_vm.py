@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
     from vmm.machine import commands
     from vmm.machine.consoles import Consoles
-    from vmm.machine.interface import Events, Machine, MachineSource, OpenConsoles, OpenMachine
+    from vmm.machine.interface import (
+        Arrival,
+        Events,
+        Machine,
+        MachineSource,
+        OpenConsoles,
+        OpenMachine,
+    )
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +145,7 @@ class HeldVm:
         consoles = self._consoles or await self._enter_consoles(config)
         guest = Guest(self._send)
         self._machine = await enter(
-            self._needed_nursery(),
+            self.needed_nursery(),
             self._open_machine(config, consoles.value, guest, source=source),
             guest.failed,
         )
@@ -151,7 +158,7 @@ class HeldVm:
         """Write the paused VM to a directory. Raises: StateError, ConfigError, HostError."""
         from vmm.snapshot.url import path_of  # Only now: most VMs never are.
 
-        machine, config = self.needed_machine(), self._stored_config()
+        machine, config = self.needed_machine(), self.stored_config()
         if self._state is not State.PAUSED:
             raise StateError(f"The VM is {self._state.value}; pause it, then take the snapshot")
         folder = path_of(url, "destination_url", "an existing directory")
@@ -185,6 +192,43 @@ class HeldVm:
             raise
         self._events.emit("vm", "restored")
 
+    @property
+    def has_machine(self) -> bool:
+        """Whether it is booted."""
+        return self._machine is not None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is booted and not paused."""
+        return self._state is State.RUNNING
+
+    async def take_in(self, config: VmConfig, arrival: Arrival) -> None:
+        """Have the VM that another VMM sends, in place of a stored configuration.
+
+        Raises: what stops it; there is no VM then.
+        """
+        try:
+            await self.leave_consoles()
+            self._store(None)
+            await self._start(config, arrival)
+            machine = self.needed_machine()
+            runs = await machine.during(arrival.completion)
+            # Bounded: waking waits for nothing. The VM is ours from here on.
+            with trio.CancelScope(shield=True):
+                if runs:
+                    await self.resume()
+        except BaseException:
+            # Bounded, as any end of a machine is.
+            with trio.CancelScope(shield=True):
+                await self.leave_machine()
+                await self.leave_consoles()
+            self._store(None)
+            raise
+
+    def stands(self) -> None:
+        """The machine was stopped when it was to go to another VMM, and has not been resumed."""
+        self._state = State.PAUSED
+
     async def pause(self) -> None:
         """Stop the vCPUs. Raises: StateError, HostError."""
         machine = self.needed_machine()
@@ -207,7 +251,7 @@ class HeldVm:
         """Give the VM other amounts: see ``vmm.machine.resize``."""
         from vmm.machine.resize import resize  # Only now: most VMs never are.
 
-        config = self._stored_config()
+        config = self.stored_config()
         machine = self._machine.value if self._machine else None
         self._events.emit("vm", "resizing")
         change = partial(resize, config, machine, sizes, self._store)
@@ -230,7 +274,7 @@ class HeldVm:
         Raises: StateError, ConfigError, HostError.
         """
         section, entry = command.section, command.entry
-        config, info = self._stored_config(), None
+        config, info = self.stored_config(), None
         changed = extended(config, section, entry)
         if self._machine is not None:
             from vmm.config.info import PciDeviceInfo
@@ -245,7 +289,7 @@ class HeldVm:
 
     def remove_device(self, id: str) -> None:
         """Take a device away. Raises: StateError, NotFoundError, ConfigError."""
-        config = self._stored_config()
+        config = self.stored_config()
         if self._machine is not None:
             # Out of the configuration at once; out of the machine when its guest lets go.
             self._store(without_device(config, self._machine.value.remove_device(id)))
@@ -276,7 +320,7 @@ class HeldVm:
 
     async def _enter_consoles(self, config: VmConfig) -> Scope[Consoles]:
         self._consoles = await enter(
-            self._needed_nursery(), self._open_consoles(config), self._console_failed
+            self.needed_nursery(), self._open_consoles(config), self._console_failed
         )
         return self._consoles
 
@@ -305,13 +349,14 @@ class HeldVm:
         self._config = config
         self._descriptors.close_unnamed(config)
 
-    def _stored_config(self) -> VmConfig:
+    def stored_config(self) -> VmConfig:
+        """The configuration as it was given. Raises: NotCreatedError."""
         if self._config is None:
             raise NotCreatedError("VM is not created")
         return self._config
 
     def _needed_config(self) -> VmConfig:
-        config = self._stored_config()
+        config = self.stored_config()
         return self._consoles.value.described_in(config) if self._consoles else config
 
     def needed_machine(self) -> Scope[Machine]:
@@ -321,6 +366,7 @@ class HeldVm:
             raise StateError("VM is not running")
         return self._machine
 
-    def _needed_nursery(self) -> trio.Nursery:
+    def needed_nursery(self) -> trio.Nursery:
+        """Where what outlives a command runs."""
         assert self.nursery is not None, "commands are served by run alone"
         return self.nursery

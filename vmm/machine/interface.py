@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from vmm.config.pci import PciSlot
     from vmm.config.vm import VmConfig
-    from vmm.kvm_cffi import Vm
+    from vmm.kvm_cffi import GuestMemoryMap, Vm
     from vmm.machine.bus import Lifecycle
     from vmm.machine.consoles import Consoles
+    from vmm.machine.dirty import DirtyLog
     from vmm.machine.hotplug import Added
     from vmm.machine.memory import GuestMemory
+    from vmm.machine.processors import Processors
     from vmm.machine.saved import SavedMemory
     from vmm.snapshot.state import MachineState
 
@@ -21,12 +23,20 @@ if TYPE_CHECKING:
 class Events(Protocol):
     """Who is told of what happened."""
 
-    def emit(self, source: str, event: str) -> None: ...
+    def emit(
+        self, source: str, event: str, properties: Mapping[str, str] | None = None
+    ) -> None: ...
 
 
 class Machine(Protocol):
     """A built VM, as its owner drives it."""
 
+    @property
+    def memory(self) -> GuestMemory: ...
+    @property
+    def memory_map(self) -> GuestMemoryMap: ...
+    @property
+    def cpus(self) -> Processors: ...
     @property
     def memory_actual_size(self) -> int: ...
     @property
@@ -34,6 +44,9 @@ class Machine(Protocol):
     @property
     def counters(self) -> dict[str, dict[str, int]]: ...
     def described_in(self, config: VmConfig) -> VmConfig: ...
+    def watch_ram(self) -> AbstractContextManager[DirtyLog]: ...
+    def release_locks(self) -> None: ...
+    def take_locks(self) -> None: ...
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
     def save(self) -> MachineState: ...
@@ -60,10 +73,24 @@ class MachineSource(Protocol):
     def memory(self) -> SavedMemory:
         """How its RAM is laid out, known before any of it is mapped."""
 
+    @property
+    def memory_fds(self) -> Mapping[int, int]:
+        """Of each KVM slot, the descriptor of RAM that is handed over; empty where none is."""
+
     async def provide(self, memory: GuestMemory, vm: Vm) -> MachineState:
         """Fill RAM that is mapped and in its slots, and give the state of all the rest.
 
         Raises: ConfigError (caller), HostError, PeerError; the machine is then not built.
+        """
+
+
+class Arrival(MachineSource, Protocol):
+    """A machine that comes from another VMM."""
+
+    async def completion(self) -> bool:
+        """Say that the machine is built, and wait to be given it: whether it is to run.
+
+        Raises: PeerError when it stays where it was.
         """
 
 

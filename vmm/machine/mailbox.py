@@ -55,6 +55,11 @@ class Guest:
         self._send = send
         self._heard = False
 
+    @property
+    def has_wish(self) -> bool:
+        """Whether it has asked for something that has not been done yet."""
+        return self._heard
+
     def request_reset(self) -> None:
         """Have the VM reset."""
         self._wish(Wish.RESET)

@@ -24,11 +24,12 @@ from vmm.machine import commands
 from vmm.machine.commands import Command
 from vmm.machine.held_vm import HeldVm
 from vmm.machine.mailbox import Guest, Letter, Request, Wish
+from vmm.migration.moves import Moves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.config.info import PciDeviceInfo, VmInfo
+    from vmm.config.info import MigrationInfo, PciDeviceInfo, VmInfo
     from vmm.config.vm import VmConfig
     from vmm.machine.interface import Events, OpenConsoles, OpenMachine
 
@@ -51,6 +52,7 @@ class VmOwner:
         # Bounded by what waits: each API client has one request, a machine one wish.
         self._send, self._receive = trio.open_memory_channel[Letter](float("inf"))
         self._vm = HeldVm(events, open_consoles, open_machine, confine, self._send)
+        self._moves = Moves(self._vm, events, self.request_end)
         self._no_shutdown = no_shutdown
         self._ended = False
         self._failed = False
@@ -115,6 +117,10 @@ class VmOwner:
         """What vm.counters shows. Raises: NotCreatedError, StateError."""
         return self._vm.counters()
 
+    def migration(self) -> MigrationInfo:
+        """What vm.migration shows. Raises: NotFoundError."""
+        return self._moves.info()
+
     def _refuse_the_rest(self) -> None:
         with suppress(trio.WouldBlock):
             while True:
@@ -123,6 +129,9 @@ class VmOwner:
                     request.refuse()
 
     async def _answer(self, request: Request) -> None:
+        if isinstance(request.command, commands.SendMigration | commands.ReceiveMigration):
+            self._moves.begin(request)
+            return
         request.error = InternalError("The command was not carried out to its end")
         try:
             request.given = await self._carry_out(request.command)
@@ -133,6 +142,8 @@ class VmOwner:
             request.end()
 
     async def _carry_out(self, command: Command) -> PciDeviceInfo | None:
+        if not isinstance(command, commands.CancelMigration | commands.ShutdownVmm):
+            self._moves.check_stays()
         match command:
             case commands.Create(config):
                 await self._vm.create(config)
@@ -168,7 +179,10 @@ class VmOwner:
                 self._vm.needed_machine().value.press_power_button()
             case commands.Nmi():
                 self._vm.needed_machine().value.inject_nmi()
+            case commands.CancelMigration():
+                await self._moves.cancel()
             case commands.ShutdownVmm():
+                await self._moves.stop()
                 await self._vm.delete()
                 self._ended = True
         return None
@@ -176,6 +190,8 @@ class VmOwner:
     async def _grant(self, guest: Guest, wish: Wish) -> None:
         if guest is not self._vm.guest:
             return  # That machine is gone already; Linux, for one, resets in two ways at once.
+        if not await self._moves.stop():
+            return  # The VM is another VMM's.
         match wish:
             case Wish.RESET:
                 try:

@@ -58,7 +58,7 @@ class VirtualMachine:
     ) -> None:
         self._kvm = kvm
         self._vm = vm
-        self._cpus = cpus
+        self.cpus = cpus
         self.memory = memory
         self.memory_map = board.memory_map
         self._chipset = chipset
@@ -200,7 +200,7 @@ class VirtualMachine:
             )
         vcpus = self._vcpus.save(self._kvm.get_msr_index_list())
         memory, chipset, devices = self.memory, self._chipset, self._devices
-        return save_machine(self._cpus, vcpus, self._clock, memory, chipset, devices)
+        return save_machine(self.cpus, vcpus, self._clock, memory, chipset, devices)
 
     async def snapshot(self, folder: str, config: VmConfig) -> None:
         """Write the paused machine to a directory, whole or not at all.

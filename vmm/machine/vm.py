@@ -84,7 +84,8 @@ async def open_machine(
         zones = zones_of(booted.memory)
         areas = _device_areas(booted, zones, cpus.phys_bits)
         ranges, rooms = ram_ranges(booted.total_memory()), rooms_of(zones, areas.virtio_mem)
-        memory = stack.enter_context(GuestMemory.open(zones, ranges, rooms))
+        handed_over = None if source is None else source.memory_fds
+        memory = stack.enter_context(GuestMemory.open(zones, ranges, rooms, handed_over))
         state = None
         if source is None:
             memory.enter_slots(vm)

@@ -4,6 +4,7 @@ the VM is to stand still for the rest."""
 from __future__ import annotations
 
 import time
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from vmm.config.info import MigrationInfo, MigrationPhase
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ENDS = (MigrationPhase.COMPLETED, MigrationPhase.FAILED, MigrationPhase.CANCELLED)
+
+
+class Fate(Enum):
+    """Where a VM that is sent is, as its source knows."""
+
+    HERE = "here"
+    UNKNOWN = "unknown"
+    GONE = "gone"
 
 
 class Progress:
@@ -24,6 +33,7 @@ class Progress:
         self.transferred_bytes = 0
         self.iteration = 0
         self.error: str | None = None
+        self.fate = Fate.HERE
         self.downtime_s: float | None = None
         """Measured, once the VM has moved."""
         self._clock = clock

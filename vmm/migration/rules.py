@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vmm.config.requests import MigrationMode
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, UnsupportedError
 from vmm.migration.address import Address, UnixAddress, parse_url
 
 if TYPE_CHECKING:
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     from vmm.config.memory import MemoryConfig
     from vmm.config.requests import ReceiveMigrationData, SendMigrationData
+    from vmm.config.vm import VmConfig
 
 RECEIVER_FILES = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
 SENDER_FILES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
 
 
-def check_send(data: SendMigrationData, memory: MemoryConfig) -> Address:
-    """Check what is asked of a source whose VM has this memory; where the VM goes.
+def check_send(data: SendMigrationData, config: VmConfig) -> Address:
+    """Check what is asked of a source whose VM has this configuration; where the VM goes.
 
     Raises: ConfigError (caller) with every problem there is.
     """
@@ -53,16 +54,23 @@ def check_send(data: SendMigrationData, memory: MemoryConfig) -> Address:
                 f"memory_mode is Postcopy and connections is {data.connections}; it must be 1",
             ),
             (
-                data.local and not _is_shared(memory),
+                data.local and not _is_shared(config.memory),
                 "local hands memory over as descriptors, and not all of this VM's RAM has one; "
                 "boot it with shared=on or hugepages=on (memory, memory.zones)",
             ),
         )
         if is_wrong
     ]
+    problems += [
+        f"Network {net.id} was given as descriptors, which the other VMM does not have; remove it, "
+        "or use a tap by name (tap)"
+        for net in config.net or ()
+        if net.fds is not None
+    ]
     problems += _tls_problems(data.tls_dir, SENDER_FILES, is_unix=is_unix)
     if problems:
         raise ConfigError(*problems)
+    _refuse_postcopy(data.memory_mode)
     return address
 
 
@@ -76,7 +84,20 @@ def check_receive(data: ReceiveMigrationData) -> Address:
     problems = _tls_problems(data.tls_dir, RECEIVER_FILES, is_unix=is_unix)
     if problems:
         raise ConfigError(*problems)
+    if data.vfio_fds or data.iommufd_fd is not None:
+        raise UnsupportedError(
+            "vfio_fds and iommufd_fd are for devices that are passed through, which this version "
+            "of the VMM does not have; leave them out"
+        )
+    _refuse_postcopy(data.memory_mode)
     return address
+
+
+def _refuse_postcopy(mode: MigrationMode) -> None:
+    if mode is MigrationMode.POSTCOPY:
+        raise UnsupportedError(
+            "memory_mode=Postcopy is not in this version of the VMM; leave it out"
+        )
 
 
 def _is_shared(memory: MemoryConfig) -> bool:

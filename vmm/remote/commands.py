@@ -178,6 +178,8 @@ SUBCOMMANDS: tuple[Subcommand, ...] = (
     ),
     _plain("delete", calls.delete),
     _plain("info", calls.info),
+    _plain("migration", calls.migration),
+    _plain("migration-cancel", calls.migration_cancel),
     _plain("nmi", calls.nmi),
     _plain("pause", calls.pause),
     _plain("ping", calls.ping),

@@ -19,7 +19,7 @@ from vmm.snapshot.state import MachineState
 from vmm.snapshot.url import path_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vmm.config.requests import RestoreConfig
     from vmm.kvm_cffi import Vm
@@ -55,6 +55,11 @@ class Snapshot:
     def memory(self) -> SavedMemory:
         """How its RAM is laid out."""
         return self._state.memory
+
+    @property
+    def memory_fds(self) -> Mapping[int, int]:
+        """None: the RAM is read from its file."""
+        return {}
 
     async def provide(self, memory: GuestMemory, vm: Vm) -> MachineState:
         """Read the RAM, and give the state. Raises: ConfigError (caller), HostError."""

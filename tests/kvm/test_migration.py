@@ -1,0 +1,129 @@
+"""A guest that checks its memory all the time moves between VMM processes, in every way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.kvm.guests.meddling import Deed, Meddler, free_port
+from tests.kvm.guests.moving import host, move, two_hosts
+from tests.kvm.guests.processes import SECONDS, short_folder
+from vmm.client import ApiError
+from vmm.config.info import MigrationPhase, VmState
+from vmm.migration.protocol import Command
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
+
+place = short_folder
+
+
+@pytest.mark.parametrize("connections", [1, 4, 16])
+async def test_guest_moves_by_tcp_with_all_its_memory(place: Path, connections: int) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(3)
+
+        await move(one, other, f"tcp:127.0.0.1:{free_port()}", connections=connections)
+
+        await other.rounds(5)
+        assert (await other.client.info()).state is VmState.RUNNING
+        shown = await other.client.migration()
+        assert (shown.phase, shown.is_incoming) == (MigrationPhase.COMPLETED, True)
+        with trio.fail_after(SECONDS):
+            assert await one.vmm.process.wait() == 0
+        assert "vm:migration-finished" in one.vmm.events()
+        assert "vm:migration-receive-finished" in other.vmm.events()
+
+
+async def test_guest_moves_on_and_on(place: Path) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(3)
+        await move(one, other, f"unix:{place}/first")
+        await other.rounds(3)
+        for name in ("c", "d"):
+            async with host(place, name) as third:
+                await move(other, third, f"unix:{place}/{name}.sock")
+                await third.rounds(3)
+                other = third
+                if name == "d":
+                    continue
+                async with host(place, "e") as last:
+                    await move(third, last, f"unix:{place}/e.sock")
+                    await last.rounds(3)
+                    return
+
+
+async def test_paused_guest_moves_and_stays_paused(place: Path) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(3)
+        await one.client.pause()
+
+        await move(one, other, f"unix:{place}/m")
+
+        assert (await other.client.info()).state is VmState.PAUSED
+        await other.check_stands()
+        await other.client.resume()
+        await other.rounds(3)
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_local_move_hands_the_memory_over(place: Path, is_paused: bool) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, memory={"size": 64 << 20, "shared": True})
+        await one.rounds(3)
+        if is_paused:
+            await one.client.pause()
+
+        await move(one, other, f"unix:{place}/m", local=True)
+
+        assert (await other.client.migration()).transferred_bytes == 0
+        if is_paused:
+            await other.client.resume()
+        await other.rounds(3)
+
+
+async def test_requests_are_answered_while_a_vmm_waits_for_a_vm(place: Path) -> None:
+    async with host(place, "a") as waiting, trio.open_nursery() as nursery:
+        with pytest.raises(ApiError) as caught:
+            await waiting.client.migration()
+        assert caught.value.status == 404
+        await nursery.start(waiting.refused_receive, f"unix:{place}/m")
+
+        await waiting.client.ping()
+        shown = await waiting.client.migration()
+        assert (shown.phase, shown.is_incoming) == (MigrationPhase.CONNECTING, True)
+        for request in (waiting.client.boot, waiting.client.delete):
+            with pytest.raises(ApiError, match="currently migrating") as caught:
+                await request()
+            assert caught.value.status == 405
+        await waiting.client.migration_cancel()
+
+        assert (await waiting.client.migration()).phase is MigrationPhase.CANCELLED
+        assert not (place / "m").exists()
+
+
+@pytest.mark.parametrize("strategy", ["Cancel", "Ignore"])
+async def test_guest_that_never_rests_is_cancelled_or_stopped_as_asked(
+    place: Path, strategy: str
+) -> None:
+    target = free_port()
+    async with two_hosts(place) as (one, other), trio.open_nursery() as nursery:
+        await one.boot(place)
+        await one.rounds(3)
+        slow = Meddler(target, Command.MEMORY, Deed.SLOW)
+        await nursery.start(slow.run)
+        url = f"tcp:127.0.0.1:{slow.port}"
+        how = {"downtime_ms": 1, "timeout_s": 1, "timeout_strategy": strategy}
+        if strategy == "Cancel":
+            await nursery.start(other.refused_receive, f"tcp:127.0.0.1:{target}")
+            assert "within timeout_s=1" in await one.refused_send(url, **how)
+            await one.rounds(3)
+            assert (await one.client.migration()).iteration > 3
+        else:
+            await nursery.start(other.receive, f"tcp:127.0.0.1:{target}")
+            await one.send(url, **how)
+            await other.rounds(3)

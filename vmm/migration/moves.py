@@ -1,0 +1,156 @@
+"""The migrations of a VMM's one VM, one at a time: begun, looked at, and stopped by its owner."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmm.errors import InternalError, NotFoundError, StateError, VmmError
+from vmm.machine import commands
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmm.config.info import MigrationInfo
+    from vmm.config.requests import ReceiveMigrationData, SendMigrationData
+    from vmm.machine.held_vm import HeldVm
+    from vmm.machine.interface import Events
+    from vmm.machine.mailbox import Request
+    from vmm.migration.address import Address
+    from vmm.migration.moving import Moving
+    from vmm.migration.progress import Progress
+
+    Operation = Callable[[Progress], Awaitable[None]]
+
+
+class Moves:
+    """What moves the VM that ``vm`` holds; ``end`` has the VMM end, once it has gone."""
+
+    def __init__(self, vm: HeldVm, events: Events, end: Callable[[], None]) -> None:
+        self._vm = vm
+        self._events = events
+        self._end = end
+        self._moving: Moving | None = None
+        self._has_gone = False
+
+    def info(self) -> MigrationInfo:
+        """What ``vm.migration`` shows. Raises: NotFoundError when there was none."""
+        if self._moving is None:
+            raise NotFoundError("No VM has been sent or received by this VMM")
+        return self._moving.info()
+
+    def check_stays(self) -> None:
+        """Check that the VM may be changed. Raises: StateError while it moves."""
+        if self._has_gone:
+            raise StateError("The VM has moved to another VMM")
+        if self._is_under_way:
+            raise StateError("VM is currently migrating and can't be modified")
+
+    async def cancel(self) -> None:
+        """Stop what is under way. Raises: StateError when nothing is, or it is too late."""
+        if not self._is_under_way:
+            raise StateError("No migration is under way")
+        if not await self.stop():
+            raise StateError("The VM has moved to another VMM already")
+
+    async def stop(self) -> bool:
+        """Stop what is under way, if anything is: whether the VM is still this VMM's."""
+        if self._moving is not None:
+            await self._moving.cancel()
+        return not self._has_gone
+
+    def begin(self, request: Request) -> None:
+        """Have a VM sent or received; the request ends when that does, or is refused at once."""
+        try:
+            self.check_stays()
+            operation = self._prepared(request.command)
+        except VmmError as error:
+            request.error = error
+            request.end()
+            return
+        from vmm.migration.moving import Moving  # Only now: most VMs never move.
+
+        is_incoming = isinstance(request.command, commands.ReceiveMigration)
+        self._moving = Moving(self._events, is_incoming=is_incoming)
+        self._vm.needed_nursery().start_soon(self._run, request, self._moving, operation)
+
+    @property
+    def _is_under_way(self) -> bool:
+        return self._moving is not None and not self._moving.is_over
+
+    def _prepared(self, command: commands.Command) -> Operation:
+        """Check a request; give what carries it out. Raises: StateError, ConfigError."""
+        match command:
+            case commands.SendMigration(data):
+                return self._sending(data)
+            case commands.ReceiveMigration(data):
+                return self._receiving(data)
+        raise InternalError(f"{command} moves no VM")
+
+    async def _run(self, request: Request, moving: Moving, operation: Operation) -> None:
+        request.error = InternalError("The migration was not carried out to its end")
+        try:
+            await moving.run(operation)
+            request.error = None
+        except VmmError as error:
+            request.error = error
+        finally:
+            request.end()
+
+    def _sending(self, data: SendMigrationData) -> Operation:
+        from vmm.migration.rules import check_send
+
+        self._vm.needed_machine()
+        return partial(self._send, data, check_send(data, self._vm.stored_config()))
+
+    async def _send(self, data: SendMigrationData, address: Address, progress: Progress) -> None:
+        from vmm.migration.messages import describe
+        from vmm.migration.progress import Fate
+        from vmm.migration.source import Departure
+
+        scope = self._vm.needed_machine()
+        departure = Departure(
+            scope.value,
+            describe(scope.value, self._vm.stored_config()),
+            data,
+            address,
+            progress,
+            self._events,
+            guest=self._vm.guest,
+            is_running=self._vm.is_running,
+        )
+        self._events.emit("vm", "migration-started")
+        try:
+            await scope.during(departure.send)
+        finally:
+            if progress.fate is not Fate.HERE:
+                self._vm.stands()
+            if progress.fate is Fate.GONE and not data.preserve_source:
+                self._has_gone = True
+                self._end()
+
+    def _receiving(self, data: ReceiveMigrationData) -> Operation:
+        from vmm.migration.rules import check_receive
+
+        address = check_receive(data)
+        if self._vm.has_machine:
+            raise StateError("VM is already created")
+        return partial(self._receive, data, address)
+
+    async def _receive(
+        self, data: ReceiveMigrationData, address: Address, progress: Progress
+    ) -> None:
+        from vmm.migration.destination import Arrival, adjusted, check_processors, listen
+
+        async with listen(address) as listener:
+            self._events.emit("vm", "migration-receive-ready")
+            with Arrival(listener, progress, check_processors) as arrival:
+                try:
+                    description = await arrival.meet()
+                    self._events.emit("vm", "migration-receive-started")
+                    config = adjusted(description.config, data)
+                    await self._vm.take_in(config, arrival)
+                except BaseException:
+                    await arrival.refuse()
+                    raise
+                await arrival.confirm()

@@ -1,0 +1,81 @@
+"""One migration of a VMM's, out or in, from its request to its end."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from vmm.config.info import MigrationPhase
+from vmm.errors import InternalError, StateError, VmmError, chain
+from vmm.migration.progress import Fate, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmm.config.info import MigrationInfo
+    from vmm.machine.interface import Events
+
+logger = logging.getLogger(__name__)
+
+
+class Moving:
+    """A migration and the way to stop it."""
+
+    def __init__(self, events: Events, *, is_incoming: bool) -> None:
+        self.progress = Progress(is_incoming=is_incoming)
+        self._events = events
+        self._word = "migration-receive" if is_incoming else "migration"
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the VM may be changed again."""
+        return self._ended.is_set()
+
+    def info(self) -> MigrationInfo:
+        """What ``vm.migration`` shows."""
+        return self.progress.describe()
+
+    async def cancel(self) -> None:
+        """Stop it, unless the VM has been handed over already, and wait for its end."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    async def run(self, operation: Callable[[Progress], Awaitable[None]]) -> None:
+        """Carry it out. Raises: what failed; StateError when it was cancelled.
+
+        Cancel: it has ended, with the VM at one side.
+        """
+        error: VmmError | None = StateError("The migration was cancelled")
+        phase = MigrationPhase.CANCELLED
+        try:
+            with self._scope:
+                await operation(self.progress)
+                phase, error = MigrationPhase.COMPLETED, None
+        except* VmmError as group:
+            phase, error = MigrationPhase.FAILED, _first(group)
+        finally:
+            if self.progress.fate is Fate.GONE:
+                phase, error = MigrationPhase.COMPLETED, None
+            self._end(phase, error)
+        if error is not None:
+            raise error
+
+    def _end(self, phase: MigrationPhase, error: VmmError | None) -> None:
+        text = None if error is None else ": ".join(chain(error))
+        self.progress.end(phase, text)
+        if text is not None:
+            logger.error("The migration has ended: %s", text)
+        self._events.emit("vm", f"{self._word}-{'finished' if error is None else 'failed'}")
+        self._ended.set()
+
+
+def _first(group: BaseExceptionGroup[VmmError]) -> VmmError:
+    """What failed first, inside nested groups."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, VmmError) else InternalError(str(error))
