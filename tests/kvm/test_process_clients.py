@@ -96,3 +96,19 @@ async def test_clients_that_stall_or_vanish_hold_nobody_up(place: Path) -> None:
         with trio.fail_after(SECONDS):
             await boot(vmm, place)
             assert (await vmm.info())["state"] == "Running"
+
+
+async def test_clients_that_never_read_their_answers_hold_nobody_up(place: Path) -> None:
+    ask = b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with running(place) as vmm, AsyncExitStack() as stack:
+        for _ in range(CLIENTS):
+            path = str(vmm.directory / "api.sock")
+            stream = await stack.enter_async_context(await trio.open_unix_socket(path))
+            # Many times what a socket holds; the rest of the requests stays unread as well.
+            with trio.move_on_after(0.2):
+                await stream.send_all(ask * 200)
+
+        with trio.fail_after(SECONDS):
+            await boot(vmm, place)
+            await vmm.put("vm.pause")
+            assert (await vmm.info())["state"] == "Paused"

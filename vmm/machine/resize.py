@@ -144,8 +144,9 @@ def _beyond_boot(name: str, wanted: int, boot: int) -> int:
 
 
 def _with_balloon(config: VmConfig, machine: Resizable | None, size: int) -> VmConfig:
+    balloon = config.balloon and config.balloon.model_copy(update={"size": size})
+    config = config.model_copy(update={"balloon": balloon})
     if machine is not None:
+        validate(config)
         machine.resize_balloon(size)
-    if config.balloon is None:
-        return config
-    return config.model_copy(update={"balloon": config.balloon.model_copy(update={"size": size})})
+    return config
