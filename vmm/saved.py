@@ -62,7 +62,12 @@ class SavedState(BaseModel):
                     f"The state of {part} has version {version}, and this program reads "
                     f"{cls._readable()}; restore it with the program that wrote it"
                 )
-            content, version = cls.UPGRADES[version](content), version + 1
+            try:
+                content, version = cls.UPGRADES[version](content), version + 1
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"The state of {part} is none of its version {version}: {error!r}"
+                ) from None
         try:
             return cls.model_validate_json(json.dumps(content))
         except ValidationError as error:

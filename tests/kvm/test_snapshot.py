@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import trio
 
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import RESULTS, write_kernel
-from tests.kvm.guests.machines import Recorder, Running, Wishes, configure, running
+from tests.kvm.guests.machines import DEADLINE_S, Recorder, Running, Wishes, configure, running
 from vmm.config.requests import RestoreConfig
 from vmm.config.vm import VmConfig
 from vmm.machine.consoles import Consoles
@@ -71,4 +72,29 @@ async def test_restored_guest_goes_on_with_its_registers_and_memory(tmp_path: Pa
         assert int.from_bytes(vm.machine.memory.read(RESULTS, 4), "little") > int.from_bytes(
             count, "little"
         )
+        assert b"lost" not in vm.debug.output
+
+
+@pytest.mark.parametrize("memory", [{}, {"shared": True}], ids=["private", "shared"])
+async def test_guest_goes_on_at_once_while_its_memory_is_read_on_demand(
+    memory: dict[str, object], tmp_path: Path
+) -> None:
+    config = configure(write_kernel(tmp_path, PROGRAM), memory={"size": 64 << 20, **memory})
+    async with running(config) as vm:
+        await vm.debug.wait_for(b"...")
+        await vm.machine.pause()
+        noise = os.urandom(16 << 20)
+        vm.machine.memory.write(32 << 20, noise)
+        await trio.Path(tmp_path / "snapshot").mkdir()
+        await vm.machine.snapshot(str(tmp_path / "snapshot"), vm.machine.described_in(config))
+
+    async with restored(tmp_path / "snapshot", memory_restore_mode="OnDemand") as vm:
+        await vm.machine.resume()
+        await vm.debug.wait_for(b"...")
+        assert vm.machine.memory.read(32 << 20, 16 << 20) == noise
+        with trio.fail_after(DEADLINE_S):
+            await vm.machine.filled.wait()
+        await vm.machine.pause()
+        assert vm.machine.memory.read(32 << 20, 16 << 20) == noise
+        assert vm.machine.memory.read(48 << 20, 16 << 20) == bytes(16 << 20)
         assert b"lost" not in vm.debug.output

@@ -23,7 +23,7 @@ def make_ffibuilder() -> FFI:
     The paths are relative to the project's root, where both kinds of build stand.
     """
     builder = FFI()
-    for declared in ("ram_api.h", "translation_api.h", "api.h", "kernel.cdef"):
+    for declared in ("ram_api.h", "translation_api.h", "content_api.h", "api.h", "kernel.cdef"):
         builder.cdef((ROOT / SOURCE / declared).read_text())
     builder.set_source(
         "vmm.kvm_cffi._kvm",

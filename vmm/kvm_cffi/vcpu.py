@@ -7,6 +7,7 @@ Source: Linux Documentation/virt/kvm/api.rst, "vcpu ioctls".
 
 from __future__ import annotations
 
+import errno
 import os
 from enum import IntFlag
 from typing import TYPE_CHECKING
@@ -215,6 +216,15 @@ class Vcpu(Closing):
     def set_tsc_khz(self, khz: int) -> None:
         """Set the guest's time-stamp frequency in kHz."""
         check("KVM_SET_TSC_KHZ", lib.vk_ioctl_value(self.fd, lib.KVM_SET_TSC_KHZ, khz))
+
+    def tell_paused(self) -> None:
+        """Tell a guest that uses the paravirtual clock that it stood, so that it sees no lock-up.
+
+        Source: api.rst, KVM_KVMCLOCK_CTRL. Raises: HostError (host).
+        """
+        result = lib.vk_ioctl_value(self.fd, lib.KVM_KVMCLOCK_CTRL, 0)
+        if result != -errno.EINVAL:  # It does not use that clock.
+            check("KVM_KVMCLOCK_CTRL", result)
 
     def enable_cap(self, cap: int, *args: int) -> None:
         """Turn on a capability of this vCPU alone. Raises: HostError (host) when it is refused."""

@@ -23,6 +23,7 @@ from vmm.machine.zones import Piece, Room, Zone, lay_out
 
 if TYPE_CHECKING:
     from vmm.kvm_cffi import Vm
+    from vmm.kvm_cffi.pager import Pager
 
 MADV_DONTNEED = 4
 MADV_REMOVE = 9
@@ -70,6 +71,8 @@ class GuestMemory:
         self._mappings = mappings
         self.wrote: Callable[[int, int], None] = _nobody_asks
         """Called with host address and size of what was written or discarded by these methods."""
+        self.pager: Pager | None = None
+        """What brings the content of RAM that is not all there yet."""
         self.boot_regions = len(regions)
         """How many there are at boot; those are in the first KVM slots."""
         self._set(regions)

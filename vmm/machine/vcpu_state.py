@@ -73,6 +73,7 @@ def load_vcpu(vcpu: Vcpu, state: SavedVcpu, elapsed_ns: int) -> None:
     vcpu.set_lapic(state.lapic)
     _set_msrs(vcpu, _advanced(state, elapsed_ns))
     vcpu.set_vcpu_events(state.events)
+    vcpu.tell_paused()
 
 
 def _set_frequency(vcpu: Vcpu, khz: int) -> None:

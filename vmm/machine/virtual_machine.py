@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
     from vmm.gdb.debuggee import Debuggee
     from vmm.kvm_cffi import Exit, Vm
+    from vmm.kvm_cffi.pager import Pager
     from vmm.machine.chipset import Chipset
     from vmm.machine.dirty import DirtyLog
     from vmm.machine.hotplug import Added
@@ -76,6 +77,8 @@ class VirtualMachine:
         """What a debugger has of it, if there may be one."""
         self._clock = Clock(vm)
         self._saved: Mapping[str, SavedDevice] | None = None
+        self.filled = trio.Event()
+        """All of RAM is there: at once, unless it is read on demand."""
         self._failed = trio.Event()
         self._failure: Exception | None = None
 
@@ -193,6 +196,11 @@ class VirtualMachine:
         """
         from vmm.machine.saving import save_machine  # Only now: most VMs never are.
 
+        if self.memory.pager is not None:
+            raise StateError(
+                "VM on-demand memory restore is still in progress: "
+                f"{self.memory.pager.progress.bytes_left >> 20} MiB are to be read; wait"
+            )
         if self._hotplug.wanted_back:
             raise StateError(
                 f"The guest has not given back {', '.join(self._hotplug.wanted_back)} yet, which "
@@ -297,11 +305,29 @@ class VirtualMachine:
     async def run_vcpus(self, nursery: trio.Nursery) -> None:
         """Start the vCPUs' tasks, and the one that ends the machine when one of them fails."""
         nursery.start_soon(self._raise_failure)
+        if self.memory.pager is not None:
+            nursery.start_soon(self._wait_until_filled, self.memory.pager)
+        else:
+            self.filled.set()
         await self._vcpus.start(nursery, self)
 
     async def resize_vcpus(self, count: int) -> None:
         """Have another number of vCPUs: see ``Vcpus.resize``."""
         await self._vcpus.resize(count)
+
+    async def _wait_until_filled(self, pager: Pager) -> None:
+        """End the pager when all of RAM is there, and the machine when it cannot be."""
+        from vmm.kvm_cffi.pager import PagerState
+
+        await trio.lowlevel.wait_readable(pager.event_fd)
+        now = pager.progress
+        if now.state is PagerState.FAILED:
+            self._fail(HostError("read of a snapshot's RAM", now.error))
+            return
+        logger.info("All of RAM is there; %d accesses had to wait for theirs", now.faults)
+        self.memory.pager = None
+        pager.close()
+        self.filled.set()
 
     async def _raise_failure(self) -> None:
         await self._failed.wait()

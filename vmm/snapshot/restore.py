@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from vmm.config.document import parse_document
+from vmm.config.requests import MemoryRestoreMode
 from vmm.config.rules.restore import validate_restore
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError
 from vmm.snapshot.descriptors import with_descriptors
 from vmm.snapshot.files import CONFIG, MEMORY, STATE, read_text
 from vmm.snapshot.memory_file import open_memory, read_memory
+from vmm.snapshot.paging import read_on_demand
 from vmm.snapshot.state import MachineState
 from vmm.snapshot.url import path_of
 
@@ -63,11 +65,14 @@ class Snapshot:
 
     async def provide(self, memory: GuestMemory, vm: Vm) -> MachineState:
         """Read the RAM, and give the state. Raises: ConfigError (caller), HostError."""
-        for _ in memory.populate(unasked=self._request.prefault):
-            await trio.lowlevel.checkpoint()
         path = os.path.join(self._folder, MEMORY)
         fd = open_memory(self._folder, MEMORY, memory)
         try:
+            if self._request.memory_restore_mode is MemoryRestoreMode.ONDEMAND:
+                read_on_demand(fd, memory)
+                return self._state
+            for _ in memory.populate(unasked=self._request.prefault):
+                await trio.lowlevel.checkpoint()
             await read_memory(fd, path, memory)
         finally:
             os.close(fd)

@@ -114,6 +114,7 @@ class Net(VirtioDevice):
         self._guest_offloads: int | None = None
         """What the driver chose by a command; None when it left it at all it agreed on."""
         self._is_announcing = False
+        self._owes_announcement = False
 
     @property
     def queue_sizes(self) -> tuple[int, ...]:
@@ -153,6 +154,9 @@ class Net(VirtioDevice):
             self._engines = tuple(engines)
             stack.callback(self._end)
             self._use_pairs(self._pairs)
+            if self._owes_announcement:
+                self._owes_announcement = False
+                self.announce()
             async with trio.open_nursery() as nursery:
                 for engine in engines:
                     nursery.start_soon(_carry, engine)
@@ -291,6 +295,8 @@ class Net(VirtioDevice):
             raise ConfigError(f"The state of network {self.id} has offloads {offloads!r}")
         self._pairs, self._guest_offloads = pairs, offloads
         self._is_announcing = bool(state.get("is_announcing"))
+        # Whatever was between the guest and the others may lead elsewhere now.
+        self._owes_announcement = True
 
     @property
     def counters(self) -> dict[str, int]:

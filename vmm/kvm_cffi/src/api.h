@@ -373,11 +373,3 @@ uint64_t vk_net_wait_ns(const vk_net *net);
 /* Gives back the chain that a limit has it hold. */
 void vk_net_stop(vk_net *net);
 void vk_net_free(vk_net *net);
-
-/*
- * RAM to and from a file, in whole pages. Writing leaves holes for zeros and gives the bytes written;
- * pagemap_fd, if not negative, is /proc/self/pagemap, and says which pages of memory without a file
- * were ever touched. Reading gives the bytes read, fewer where the file ends.
- */
-int64_t vk_ram_write(int fd, const void *from, uint64_t size, uint64_t offset, int pagemap_fd);
-int64_t vk_ram_read(int fd, void *to, uint64_t size, uint64_t offset);

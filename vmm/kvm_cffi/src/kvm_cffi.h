@@ -13,6 +13,7 @@
 #include "translation_api.h"
 /* It names types of these. */
 #include "api.h"
+#include "content_api.h"
 
 /*
  * `offset` is the distance from the start of the range and `size` is 1, 2, 4 or 8 bytes. Both are the

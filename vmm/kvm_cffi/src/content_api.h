@@ -1,0 +1,39 @@
+/*
+ * What Python may call of the content of RAM; api.h has the rest, and says how both are read.
+ */
+/*
+ * RAM to and from a file, in whole pages. Writing leaves holes for zeros and gives the bytes written;
+ * pagemap_fd, if not negative, is /proc/self/pagemap, and says which pages of memory without a file
+ * were ever touched. Reading gives the bytes read, fewer where the file ends.
+ */
+int64_t vk_ram_write(int fd, const void *from, uint64_t size, uint64_t offset, int pagemap_fd);
+int64_t vk_ram_read(int fd, void *to, uint64_t size, uint64_t offset);
+
+/*
+ * RAM that is read from a file when it is touched, and in the background; pager.c says how. A region
+ * is at an offset of the file, in pages of `page` bytes; only what is marked is read, the rest is zero.
+ * event_fd is written when all is there, or when some of it cannot be.
+ */
+typedef struct vk_pager vk_pager;
+
+enum vk_pager_state {
+    VK_PAGER_FILLING = 0,
+    VK_PAGER_DONE = 1,
+    VK_PAGER_FAILED = 2,
+};
+
+struct vk_pager_progress {
+    int32_t state;
+    int32_t error; /* an errno, of a pager that has failed */
+    uint64_t bytes_left;
+    uint64_t faults;
+};
+
+int vk_pager_new(int file_fd, uint64_t file_size, int event_fd, vk_pager **made);
+/* The number of the region, or a negative errno. */
+int vk_pager_add(vk_pager *pager, uint64_t hva, uint64_t size, uint64_t page, uint64_t offset);
+void vk_pager_mark(vk_pager *pager, uint32_t number, uint64_t start, uint64_t size);
+int vk_pager_start(vk_pager *pager);
+void vk_pager_progress(vk_pager *pager, struct vk_pager_progress *progress);
+/* Ends the threads; whoever touches what is not there after that gets zeros. */
+void vk_pager_free(vk_pager *pager);

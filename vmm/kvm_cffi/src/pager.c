@@ -1,0 +1,394 @@
+/*
+ * RAM that is read from a file when it is touched, and in the background meanwhile.
+ *
+ * Two threads that never need the interpreter: whoever touches a page that is not there sleeps in the
+ * kernel until one of them has placed it, and that may well be the thread that holds the interpreter's
+ * lock. `todo` has a bit for each page whose content is still only in the file. A page without one that
+ * is touched and not there is zero: a hole of the file, or given back by the guest since.
+ *
+ * Source: Linux Documentation/admin-guide/mm/userfaultfd.rst.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "kvm_cffi.h"
+#include "uffd.h"
+
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define MOST_REGIONS 64u
+#define FILL_BYTES (256u << 10)  /* what the background places at once: a fault waits no longer */
+#define FAULT_BYTES (64u << 10)  /* what one fault brings, if its neighbours are missing too */
+#define MESSAGES 16u
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+struct region {
+    uint64_t hva;
+    uint64_t size;
+    uint64_t page;
+    const uint8_t *source;
+    uint64_t *todo;
+};
+
+struct vk_pager {
+    int uffd;
+    int event_fd;
+    int stop_fd;
+    const uint8_t *file;
+    uint64_t file_size;
+    struct region regions[MOST_REGIONS];
+    uint32_t count;
+    pthread_t server;
+    pthread_t filler;
+    uint32_t threads;
+    pthread_mutex_t lock; /* over todo, and what is placed by it */
+    _Atomic bool is_stopping;
+    _Atomic int32_t state;
+    _Atomic int32_t error;
+    _Atomic uint64_t bytes_left;
+    _Atomic uint64_t faults;
+};
+
+int vk_pager_new(int file_fd, uint64_t file_size, int event_fd, vk_pager **made)
+{
+    vk_pager *pager = calloc(1, sizeof *pager);
+    if (pager == NULL)
+        return -ENOMEM;
+    pager->event_fd = event_fd;
+    pager->stop_fd = -1;
+    pager->file_size = file_size;
+    pthread_mutex_init(&pager->lock, NULL);
+    pager->uffd = vk_uffd_open();
+    int result = pager->uffd < 0 ? pager->uffd : 0;
+    if (result == 0 && (pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        result = -errno;
+    if (result == 0 && file_size > 0) {
+        void *file = mmap(NULL, file_size, PROT_READ, MAP_SHARED, file_fd, 0);
+        if (file == MAP_FAILED)
+            result = -errno;
+        else
+            pager->file = file;
+    }
+    if (result < 0) {
+        vk_pager_free(pager);
+        return result;
+    }
+    *made = pager;
+    return 0;
+}
+
+int vk_pager_add(vk_pager *pager, uint64_t hva, uint64_t size, uint64_t page, uint64_t offset)
+{
+    if (pager->count == MOST_REGIONS || offset + size > pager->file_size)
+        return -EINVAL;
+    struct region *region = &pager->regions[pager->count];
+    uint64_t words = (size / page + 63) / 64;
+    uint64_t *todo = calloc(words, sizeof *todo);
+    if (todo == NULL)
+        return -ENOMEM;
+    struct uffdio_register range = {
+        .range = {.start = hva, .len = size},
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+    if (ioctl(pager->uffd, UFFDIO_REGISTER, &range) < 0) {
+        int result = -errno;
+        free(todo);
+        return result;
+    }
+    *region = (struct region){
+        .hva = hva, .size = size, .page = page, .source = pager->file + offset, .todo = todo};
+    return (int)pager->count++;
+}
+
+void vk_pager_mark(vk_pager *pager, uint32_t number, uint64_t start, uint64_t size)
+{
+    struct region *region = &pager->regions[number];
+    uint64_t last = (start + size - 1) / region->page;
+    uint64_t added = 0;
+    for (uint64_t page = start / region->page; page <= last; page++) {
+        uint64_t bit = 1ull << page % 64;
+        added += (region->todo[page / 64] & bit) == 0;
+        region->todo[page / 64] |= bit;
+    }
+    atomic_fetch_add(&pager->bytes_left, added * region->page);
+}
+
+static bool is_todo(const struct region *region, uint64_t page)
+{
+    return (region->todo[page / 64] >> page % 64 & 1) != 0;
+}
+
+static void forget(vk_pager *pager, struct region *region, uint64_t first, uint64_t count)
+{
+    for (uint64_t page = first; page < first + count; page++) {
+        if (!is_todo(region, page))
+            continue;
+        region->todo[page / 64] &= ~(1ull << page % 64);
+        atomic_fetch_sub(&pager->bytes_left, region->page);
+    }
+}
+
+static void wake(vk_pager *pager, uint64_t address, uint64_t size)
+{
+    struct uffdio_range range = {.start = address, .len = size};
+    ioctl(pager->uffd, UFFDIO_WAKE, &range);
+}
+
+/* Somebody waits for what cannot be had: let him run into a page that nobody may touch. */
+static void refuse(vk_pager *pager, uint64_t address, uint64_t size)
+{
+    mprotect((void *)(uintptr_t)address, size, PROT_NONE);
+    wake(pager, address, size);
+}
+
+static void fail(vk_pager *pager, int error)
+{
+    int32_t none = 0;
+    atomic_compare_exchange_strong(&pager->error, &none, error);
+    atomic_store(&pager->state, VK_PAGER_FAILED);
+    eventfd_write(pager->event_fd, 1);
+}
+
+/*
+ * Place pages, all of them todo; the lock is held. 0, or the errno that the file is refused with.
+ * -EAGAIN: a range is being given back, and the server has to hear of that first.
+ */
+static int place(vk_pager *pager, struct region *region, uint64_t first, uint64_t count)
+{
+    while (count > 0) {
+        struct uffdio_copy copy = {
+            .dst = region->hva + first * region->page,
+            .src = (uintptr_t)(region->source + first * region->page),
+            .len = count * region->page,
+        };
+        int result = ioctl(pager->uffd, UFFDIO_COPY, &copy) == 0 ? 0 : errno;
+        uint64_t done = copy.copy > 0 ? (uint64_t)copy.copy / region->page : 0;
+        if (result == EEXIST && done == 0) {
+            done = 1;
+            wake(pager, copy.dst, region->page);
+        }
+        forget(pager, region, first, done);
+        first += done;
+        count -= done;
+        if (result == EAGAIN && done == 0)
+            return -EAGAIN;
+        if (result != 0 && result != EEXIST && result != EAGAIN)
+            return result;
+    }
+    return 0;
+}
+
+/* Zero, where the file has nothing; a page that is there already only has its waiters woken. */
+static void place_zeros(vk_pager *pager, const struct region *region, uint64_t page)
+{
+    uint64_t address = region->hva + page * region->page;
+    struct uffdio_zeropage zero = {.range = {.start = address, .len = region->page}};
+    if (ioctl(pager->uffd, UFFDIO_ZEROPAGE, &zero) == 0)
+        return;
+    if (errno == EINVAL) { /* huge pages have no shared page of zeros */
+        void *zeros = mmap(NULL, region->page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (zeros != MAP_FAILED) {
+            struct uffdio_copy copy = {
+                .dst = address, .src = (uintptr_t)zeros, .len = region->page};
+            ioctl(pager->uffd, UFFDIO_COPY, &copy);
+            munmap(zeros, region->page);
+        }
+    }
+    wake(pager, address, region->page);
+}
+
+static struct region *region_at(vk_pager *pager, uint64_t address)
+{
+    for (uint32_t i = 0; i < pager->count; i++) {
+        struct region *region = &pager->regions[i];
+        if (address - region->hva < region->size)
+            return region;
+    }
+    return NULL;
+}
+
+/* How many pages from `first` on are todo, up to a limit. */
+static uint64_t run_of(const struct region *region, uint64_t first, uint64_t most)
+{
+    uint64_t count = 0;
+    while (count < most && first + count < region->size / region->page &&
+           is_todo(region, first + count))
+        count++;
+    return count;
+}
+
+static uint64_t pages_in(const struct region *region, uint64_t bytes)
+{
+    return bytes > region->page ? bytes / region->page : 1;
+}
+
+/* Have the file's pages in memory before the lock is taken; an error shows when they are copied. */
+static void fetch(const struct region *region, uint64_t first, uint64_t count)
+{
+    uintptr_t start = (uintptr_t)(region->source + first * region->page) & ~4095ull;
+    uintptr_t end = (uintptr_t)(region->source + (first + count) * region->page);
+    madvise((void *)start, end - start, MADV_POPULATE_READ);
+}
+
+static void serve_fault(vk_pager *pager, uint64_t address)
+{
+    struct region *region = region_at(pager, address);
+    if (region == NULL)
+        return;
+    atomic_fetch_add(&pager->faults, 1);
+    uint64_t page = (address - region->hva) / region->page;
+    uint64_t most = pages_in(region, FAULT_BYTES);
+    fetch(region, page, run_of(region, page, most)); /* a guess: another may be placing them */
+    pthread_mutex_lock(&pager->lock);
+    uint64_t count = run_of(region, page, most);
+    int result = 0;
+    if (count > 0)
+        result = place(pager, region, page, count);
+    else
+        place_zeros(pager, region, page);
+    pthread_mutex_unlock(&pager->lock);
+    if (result == -EAGAIN)
+        wake(pager, region->hva + page * region->page, region->page); /* he touches it once more */
+    if (result > 0) {
+        refuse(pager, region->hva + page * region->page, region->page);
+        fail(pager, result);
+    }
+}
+
+static void serve_removal(vk_pager *pager, uint64_t start, uint64_t end)
+{
+    struct region *region = region_at(pager, start);
+    if (region == NULL)
+        return;
+    pthread_mutex_lock(&pager->lock);
+    uint64_t first = (start - region->hva) / region->page;
+    forget(pager, region, first, (end - start) / region->page);
+    pthread_mutex_unlock(&pager->lock);
+}
+
+static void *serve(void *argument)
+{
+    vk_pager *pager = argument;
+    struct uffd_msg messages[MESSAGES];
+    struct pollfd polled[] = {{pager->uffd, POLLIN, 0}, {pager->stop_fd, POLLIN, 0}};
+    for (;;) {
+        if (poll(polled, 2, -1) < 0 && errno != EINTR)
+            break;
+        ssize_t got = read(pager->uffd, messages, sizeof messages);
+        for (ssize_t i = 0; i < got / (ssize_t)sizeof messages[0]; i++) {
+            const struct uffd_msg *message = &messages[i];
+            if (message->event == UFFD_EVENT_PAGEFAULT)
+                serve_fault(pager, message->arg.pagefault.address);
+            else if (message->event == UFFD_EVENT_REMOVE)
+                serve_removal(pager, message->arg.remove.start, message->arg.remove.end);
+        }
+        if (got <= 0 && (polled[1].revents & POLLIN) != 0)
+            break;
+    }
+    return NULL;
+}
+
+/* Place the next run of a region from a page on; the page behind it. */
+static uint64_t fill_some(vk_pager *pager, struct region *region, uint64_t page)
+{
+    uint64_t most = pages_in(region, FILL_BYTES);
+    fetch(region, page, run_of(region, page, most));
+    pthread_mutex_lock(&pager->lock);
+    uint64_t count = run_of(region, page, most);
+    int result = place(pager, region, page, count);
+    pthread_mutex_unlock(&pager->lock);
+    if (result == -EAGAIN) {
+        sched_yield();
+        return page;
+    }
+    if (result > 0) {
+        fail(pager, result);
+        atomic_store(&pager->is_stopping, true); /* faults are still answered */
+    }
+    return page + (count > 0 ? count : 1);
+}
+
+static void *fill(void *argument)
+{
+    vk_pager *pager = argument;
+    for (uint32_t i = 0; i < pager->count; i++) {
+        struct region *region = &pager->regions[i];
+        uint64_t pages = region->size / region->page;
+        for (uint64_t page = 0; page < pages;) {
+            if (atomic_load(&pager->is_stopping))
+                return NULL;
+            if (page % 64 == 0 && region->todo[page / 64] == 0)
+                page += 64;
+            else
+                page = is_todo(region, page) ? fill_some(pager, region, page) : page + 1;
+        }
+    }
+    /* All is there, or zero: from here on the kernel does without us. */
+    for (uint32_t i = 0; i < pager->count; i++) {
+        struct uffdio_range range = {pager->regions[i].hva, pager->regions[i].size};
+        ioctl(pager->uffd, UFFDIO_UNREGISTER, &range);
+    }
+    atomic_store(&pager->state, VK_PAGER_DONE);
+    eventfd_write(pager->stop_fd, 1);
+    eventfd_write(pager->event_fd, 1);
+    return NULL;
+}
+
+int vk_pager_start(vk_pager *pager)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int result = pthread_create(&pager->server, NULL, serve, pager);
+    if (result == 0) {
+        pager->threads = 1;
+        pthread_setname_np(pager->server, "pager");
+        result = pthread_create(&pager->filler, NULL, fill, pager);
+    }
+    if (result == 0) {
+        pager->threads = 2;
+        pthread_setname_np(pager->filler, "pager-fill");
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return -result;
+}
+
+void vk_pager_progress(vk_pager *pager, struct vk_pager_progress *progress)
+{
+    progress->state = atomic_load(&pager->state);
+    progress->error = atomic_load(&pager->error);
+    progress->bytes_left = atomic_load(&pager->bytes_left);
+    progress->faults = atomic_load(&pager->faults);
+}
+
+void vk_pager_free(vk_pager *pager)
+{
+    atomic_store(&pager->is_stopping, true);
+    if (pager->threads > 1)
+        pthread_join(pager->filler, NULL);
+    if (pager->threads > 0) {
+        eventfd_write(pager->stop_fd, 1);
+        pthread_join(pager->server, NULL);
+    }
+    if (pager->uffd >= 0)
+        close(pager->uffd);
+    if (pager->stop_fd >= 0)
+        close(pager->stop_fd);
+    if (pager->file != NULL)
+        munmap((void *)(uintptr_t)pager->file, pager->file_size);
+    for (uint32_t i = 0; i < pager->count; i++)
+        free(pager->regions[i].todo);
+    pthread_mutex_destroy(&pager->lock);
+    free(pager);
+}
