@@ -71,15 +71,17 @@ async def test_devices_behind_the_iommu_work_and_have_no_faults(place: Path, rel
     linux = kernel(release)
     image = place / "disk.raw"
     image.write_bytes(bytes(64 * MIB))
+    (place / "pmem").write_bytes(bytes(16 * MIB))
     options = ["--disk", f"path={image},image_type=raw,iommu=on,queue_size=1024"]
     options += ["--net", f"{NET},iommu=on"]
     options += ["--rng", "src=/dev/urandom,iommu=on", "--vsock", f"cid=5,socket={place}/v,iommu=on"]
+    options += ["--pmem", f"file={place}/pmem,size=16M,iommu=on"]
     options += ["--balloon", "size=0,iommu=on", "--cpus", "boot=2"]
     async with booted(
         place, linux, initramfs(linux, "virtio"), *options, virtio_console="null,iommu=on"
     ) as guest:
         where = await places(guest)
-        behind = ("__console", "_disk0", "_net1", "__rng", "_vsock2")
+        behind = ("__console", "_disk0", "_net1", "__rng", "_pmem2", "_vsock3")
         await grouped(guest, {where[each] for each in behind})
         assert where["__iommu"].startswith("0000:00:")
         assert "Adding to iommu group" in await guest.run("dmesg | grep -i iommu")
@@ -88,6 +90,8 @@ async def test_devices_behind_the_iommu_work_and_have_no_faults(place: Path, rel
         await check_network(guest)
         assert (await guest.run("head -c 512 /dev/hwrng | wc -c")).strip() == "512"
         await guest.run("echo printed > /dev/hvc0")
+        await guest.run("dd if=/tmp/data of=/dev/pmem0 bs=1M count=8 conv=fsync 2>/dev/null")
+        assert (place / "pmem").read_bytes()[: 8 * MIB] == image.read_bytes()[: 8 * MIB]
 
         counted = await counters(guest)
         assert (counted["faults"], counted["domains"]) == (0, len(behind))

@@ -22,6 +22,7 @@ from vmm.testing.virtio_pci import Bench, driven
 from vmm.virtio.balloon import Balloon
 from vmm.virtio.iommu import Iommu
 from vmm.virtio.rng import Rng
+from vmm.virtio.rtc import Rtc
 from vmm.virtio.spec import Feature, Status
 
 PAGE = 4096
@@ -34,6 +35,8 @@ class Pair:
 
     def __init__(self, iommu: Bench, rng: Bench, memory: FakeMemory) -> None:
         self.iommu, self.rng, self.memory = iommu, rng, memory
+        assert isinstance(iommu.device, Iommu)
+        self.iommu_device = iommu.device
 
     async def start_iommu(self) -> None:
         self.requests, self.events = await self.iommu.driver.start()
@@ -78,6 +81,21 @@ async def test_device_works_by_what_is_mapped_for_it(pair: Pair) -> None:
     await pair.rng.interrupt(1)
 
     assert [used.written for used in queue.collect()] == [16]
+
+
+async def test_clock_answers_from_behind_the_iommu(pair: Pair) -> None:
+    behind = BehindIommu(pair.iommu_device)
+    with behind.joined(Bdf(1, 0, 4, 0)):
+        assert await pair.ask(struct.pack("<B3xIII4x", 1, 6, NUMBER + 8, 0)) == 0
+        assert await pair.ask(struct.pack("<B3xIQQQI", 3, 6, 0, (8 << 20) - 1, 0, 3)) == 0
+        async with driven(Rtc("__rtc", lambda: 123), pair.memory, behind) as clock:
+            assert await clock.driver.offered() & Feature.ACCESS_PLATFORM
+            [queue] = await clock.driver.start()
+            queue.add([struct.pack("<H6xH6x", 1, 0)], [16])
+            clock.driver.kick(0)
+            await clock.interrupt(1)
+
+    assert queue.collect()[0].data == bytes(8) + struct.pack("<Q", 123)
 
 
 async def test_access_that_is_not_mapped_breaks_the_device_and_is_told(pair: Pair) -> None:
