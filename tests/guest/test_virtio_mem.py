@@ -12,6 +12,8 @@ from tests.guest.conftest import BOOT_S, Guest, booted
 from tests.guest.debian import vmm_pid
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel, kernel
+from vmm.testing.console import GuestConsole
+from vmm.testing.process import VmmProcess
 
 pytestmark = pytest.mark.guest
 
@@ -169,3 +171,39 @@ async def test_zones_grow_and_shrink_in_their_numa_nodes(
     assert b"already; give another size" in same.body
     assert b"use vm.resize-zone" in whole.body
     assert {"near", "far", "_virtio-pci-near"} <= set(tree)
+
+
+@pytest.mark.parametrize("mode", ["copy", "ondemand"])
+async def test_restored_guest_has_what_it_had_plugged_and_grows_and_shrinks_on(
+    mode: str, place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    folder, again = place / "snapshot", place / "again"
+    for each in (folder, again):
+        each.mkdir()
+    options = ("--memory", f"size=256M,{GROWING},hotplug_size=256M,hotplugged_size=128M")
+    async with booted(place, linux, with_virtio, *options, extra=MOVABLE) as guest:
+        await wait_for_size(guest, 384)
+        await guest.run("mount -t tmpfs -o size=240M none /mnt")
+        await guest.run("dd if=/dev/urandom of=/mnt/f bs=1M count=220 2>/dev/null", PATIENCE_S)
+        before = await guest.run("md5sum /mnt/f", PATIENCE_S)
+        await guest.vmm.put("vm.pause")
+        await guest.vmm.put("vm.snapshot", {"destination_url": f"file://{folder}"})
+
+    restore = f"source_url=file://{folder},resume=on,memory_restore_mode={mode}"
+    async with VmmProcess.start(again, "--restore", restore, api=True) as vmm:
+        await vmm.wait_until_served(BOOT_S)
+        async with GuestConsole.connect(place / "serial.sock") as console:
+            guest = Guest(vmm, console)
+            assert await guest.run("md5sum /mnt/f", PATIENCE_S) == before
+            assert (await vmm.info())["memory_actual_size"] == 384 * MIB
+            total = await total_mib(guest)
+            await vmm.put("vm.resize", {"desired_ram": 512 * MIB})
+            await wait_for_size(guest, 512)
+            grown = await total_mib(guest)
+            assert await guest.run("md5sum /mnt/f", PATIENCE_S) == before
+            await guest.run("rm /mnt/f")
+            await vmm.put("vm.resize", {"desired_ram": 256 * MIB})
+            await wait_for_size(guest, 256)
+            shrunk = await total_mib(guest)
+
+    assert (grown - total, shrunk - total) == (128, -128)
