@@ -10,6 +10,7 @@ import trio
 
 from tests.guest.conftest import BOOT_S, Guest, booted
 from tests.guest.debian import vmm_pid
+from tests.guest.test_memory import HUGE_PAGES, huge_pages  # noqa: F401  a fixture
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel, kernel
 from vmm.testing.console import GuestConsole
@@ -207,3 +208,38 @@ async def test_restored_guest_has_what_it_had_plugged_and_grows_and_shrinks_on(
             shrunk = await total_mib(guest)
 
     assert (grown - total, shrunk - total) == (128, -128)
+
+
+@pytest.mark.usefixtures("huge_pages")
+async def test_zone_of_huge_pages_takes_and_gives_them_back_and_does_without(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    reserved = int(HUGE_PAGES.read_text())
+    options = ("--memory", f"size=256M,{GROWING}")
+    zone = "id=huge,size=2M,hugepages=on,hotplug_size=128M"
+    async with booted(
+        place, linux, with_virtio, *options, "--memory-zone", zone, extra=MOVABLE
+    ) as guest:
+        free = [free_huge_pages()]
+        for size in (130, 2):
+            await guest.vmm.put("vm.resize-zone", {"id": "huge", "desired_ram": size * MIB})
+            await wait_for_size(guest, 256 + size)
+            free.append(free_huge_pages())
+        # Somebody else takes what the guest gave back.
+        HUGE_PAGES.write_text(str(reserved - free_huge_pages()))
+        await guest.vmm.put("vm.resize-zone", {"id": "huge", "desired_ram": 130 * MIB})
+        with trio.fail_after(PATIENCE_S):
+            while "huge does not grow" not in guest.vmm.transcript():  # noqa: ASYNC110
+                await trio.sleep(0.2)
+        without = (await guest.vmm.info())["memory_actual_size"]
+        HUGE_PAGES.write_text(str(reserved))
+        await guest.vmm.put("vm.resize-zone", {"id": "huge", "desired_ram": 66 * MIB})
+        await wait_for_size(guest, 256 + 66)
+
+    assert [free[0] - free[1], free[2] - free[1]] == [64, 64]
+    assert without == 258 * MIB
+
+
+def free_huge_pages() -> int:
+    """How many huge pages of 2 MiB the host has that nobody uses."""
+    return int(HUGE_PAGES.with_name("free_hugepages").read_text())
