@@ -20,7 +20,7 @@ from vmm.cli import format_lines, sentences_of
 from vmm.client import ApiError, Client
 from vmm.errors import ConfigError, VmmError
 from vmm.remote import completion, top
-from vmm.remote.commands import SUBCOMMANDS, Argument, Subcommand
+from vmm.remote.commands import LONG, SUBCOMMANDS, Argument, Subcommand
 
 PROGRAM = "vmm-remote"
 USAGE = f"{PROGRAM} --api-socket <path> [--json] <COMMAND> …"
@@ -61,7 +61,14 @@ def _run(given: argparse.Namespace) -> None:
         top.show(client, given.interval, given.count, as_json=given.json)
         return
     subcommand = next(each for each in SUBCOMMANDS if each.name == given.command)
-    body = client.send(replace(subcommand.make(given), read=bytes))
+    call = replace(subcommand.make(given), read=bytes)
+    body: object
+    if subcommand.name in LONG and sys.stderr.isatty() and not given.json:
+        from vmm.remote import progress  # Only now: what it stands on takes long to import.
+
+        body = progress.carry_out(given.api_socket, call, subcommand.name, subcommand.target(given))
+    else:
+        body = client.send(call)
     assert isinstance(body, bytes)
     if body:
         print(body.decode(errors="replace"))

@@ -29,6 +29,9 @@ from vmm.errors import ConfigError, HostError
 
 STDIN = "-"
 
+LONG = ("coredump", "receive-migration", "restore", "send-migration", "snapshot")
+"""The subcommands whose work may take long."""
+
 Make = Callable[[Namespace], Call[object]]
 
 
@@ -64,6 +67,10 @@ class Subcommand:
     caption: str
     make: Make
     arguments: tuple[Argument, ...] = ()
+
+    def target(self, given: Namespace) -> str | None:
+        """The first word that follows, which is where what is written goes."""
+        return vars(given)[self.arguments[0].name] if self.arguments else None
 
 
 def _plain(name: str, call: Callable[[], Call[object]]) -> Subcommand:
