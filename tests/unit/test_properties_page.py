@@ -12,6 +12,7 @@ from tests.unit.documents import ROOT
 from tests.unit.properties_page import ROWS, STATES, Row
 
 OTHER_WORDS: dict[tuple[str, str], str] = {
+    ("PlatformConfig", "iommu_address_width_bits"): "iommu_address_width",
     ("VmConfig", "payload"): "linux",
     ("VmConfig", "rate_limit_groups"): "rate-limit-group",
     ("PayloadConfig", "initramfs"): "minimal",
