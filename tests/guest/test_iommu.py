@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import Guest, booted
+from tests.guest.conftest import Guest, booted, machine, words
 from tests.guest.test_hotplug import add, appears, disappears, reboot, remove
+from tests.guest.test_snapshot import save, served, shell
 from tools.images.initramfs import initramfs
 from tools.images.kernels import Kernel, kernel
 
@@ -136,3 +137,35 @@ async def test_devices_come_and_go_behind_the_iommu_on_its_segment_and_stay_over
         await check_disk(guest, "vda")
         await grouped(guest, {"0001:00:00.0", "0001:00:05.0", (await places(guest))["_disk1"]})
         assert (await counters(guest))["faults"] == 0
+
+
+async def test_restored_guest_goes_on_with_what_it_had_mapped(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    serial, image = place / "serial.sock", place / "disk.raw"
+    image.write_bytes(bytes(16 * MIB))
+    config = machine(
+        linux,
+        with_virtio,
+        words(then="shell"),
+        serial={"mode": "Socket", "socket": str(serial)},
+        cpus={"boot_vcpus": 2, "max_vcpus": 2},
+        disks=[{"path": str(image), "image_type": "Raw", "iommu": True}],
+        rng={"src": "/dev/urandom", "iommu": True},
+    )
+    async with served(place, "a") as vmm:
+        await vmm.put("vm.create", config)
+        await vmm.put("vm.boot")
+        async with shell(vmm, serial, is_booting=True) as guest:
+            await check_disk(guest, "vda")
+            assert (await counters(guest))["domains"] == 2
+            await save(vmm, place / "snapshot")
+
+    async with served(place, "b") as vmm:
+        await vmm.put("vm.restore", {"source_url": f"file://{place}/snapshot"})
+        async with shell(vmm, serial, is_booting=False) as guest:
+            assert (await counters(guest))["domains"] == 2
+            await vmm.put("vm.resume")
+            await check_disk(guest, "vda")
+            assert (await guest.run("head -c 512 /dev/hwrng | wc -c")).strip() == "512"
+            assert (await counters(guest))["faults"] == 0

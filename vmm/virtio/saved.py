@@ -5,7 +5,9 @@ model's fields.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import Strict
 
 from vmm.config.units import U8, U16, U32, U64, Array
 from vmm.errors import ConfigError
@@ -90,6 +92,10 @@ class SavedPmem(SavedState):
     size: U64
 
 
+# Strict models would refuse a JSON array for a tuple.
+SavedMapping = Annotated[tuple[U64, U64, U64, U32], Strict(False)]
+
+
 class SavedDomain(SavedState):
     """A domain of the IOMMU: its members, and its mappings; without any these are passed through.
 
@@ -98,7 +104,7 @@ class SavedDomain(SavedState):
 
     number: U32
     endpoints: Array[U32]
-    mappings: Array[tuple[U64, U64, U64, U32]] | None
+    mappings: Array[SavedMapping] | None
 
 
 class SavedIommu(SavedState):
