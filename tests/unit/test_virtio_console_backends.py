@@ -102,6 +102,7 @@ def keyboards(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
         file: str | None = None,
         socket: str | None = None,
         has_keyboard: bool = True,
+        has_socket: bool = True,
     ) -> object:
         if mode == "Tty":
             asked[name] = has_keyboard
