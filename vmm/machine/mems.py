@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from vmm.config.pci import PciSlot
 from vmm.machine.numa import node_of_zone
 from vmm.machine.zones import zones_of
+from vmm.virtio.mem import Mem
 
 if TYPE_CHECKING:
     from vmm.config.vm import VmConfig
-    from vmm.machine.sections import Board
-    from vmm.virtio.device import VirtioDevice
+    from vmm.machine.memory import GuestMemory
 
 
 class MemSlot(PciSlot):
@@ -32,10 +30,7 @@ def entries(config: VmConfig) -> tuple[MemSlot, ...]:
     )
 
 
-@asynccontextmanager
-async def open_mem(config: MemSlot, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+def open_mem(config: MemSlot, id: str, memory: GuestMemory) -> Mem:
     """The device by which a zone grows. Raises: ConfigError (caller)."""
-    from vmm.virtio.mem import Mem  # Only now: a VM whose memory stays as it is starts sooner.
-
-    zone, blocks = board.memory.room_of(config.id)
-    yield Mem(id, board.memory, blocks, zone.grown, node=config.node)
+    zone, blocks = memory.room_of(config.id)
+    return Mem(id, memory, blocks, zone.grown, node=config.node)

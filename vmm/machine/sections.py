@@ -12,10 +12,11 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vmm.config.changes import CHANGING_SECTIONS
+from vmm.config.memory import HotplugMethod
 from vmm.config.pci import PciSlot
 from vmm.errors import HostError
 from vmm.kvm_cffi import Virtqueue
-from vmm.machine import mems, small_devices
+from vmm.machine import small_devices
 from vmm.virtio.rng import Rng
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vmm.machine.device_memory import DeviceMemory
     from vmm.machine.disks import DiskPool
     from vmm.machine.memory import GuestMemory
+    from vmm.machine.mems import MemSlot
     from vmm.pci.bar import Bar
     from vmm.pci.configuration import Configuration
     from vmm.virtio.device import VirtioDevice
@@ -185,6 +187,14 @@ async def open_pmem(config: PmemConfig, id: str, board: Board) -> AsyncIterator[
 
 
 @asynccontextmanager
+async def open_mem(config: MemSlot, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
+    """The device by which a memory zone grows. Raises: ConfigError (caller)."""
+    from vmm.machine import mems  # Only now: a VM whose memory stays as it is starts sooner.
+
+    yield mems.open_mem(config, id, board.memory)
+
+
+@asynccontextmanager
 async def open_vsock(config: VsockConfig, id: str, board: Board) -> AsyncIterator[VirtioDevice]:
     """The socket device over its unix socket. Raises: HostError."""
     from vmm.machine import vsocks  # Only now: a VM without it starts sooner.
@@ -200,6 +210,14 @@ def section_of(field: str) -> Section:
 
 def _console(config: VmConfig) -> tuple[PciSlot, ...]:
     return () if config.console.mode == "Off" else (config.console,)
+
+
+def _mems(config: VmConfig) -> tuple[MemSlot, ...]:
+    if config.memory.hotplug_method != HotplugMethod.VIRTIO_MEM:
+        return ()
+    from vmm.machine import mems  # Only now: see ``open_mem``.
+
+    return mems.entries(config)
 
 
 def _optional(field: str) -> Callable[[VmConfig], tuple[PciSlot, ...]]:
@@ -221,7 +239,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("rng", "__rng", lambda config: (config.rng,), open_rng),
     Section("pmem", "_pmem", lambda config: config.pmem or (), open_pmem),
     Section("vsock", "_vsock", _optional("vsock"), open_vsock),
-    Section("memory", "mem", mems.entries, mems.open_mem, is_whole=True),
+    Section("memory", "mem", _mems, open_mem, is_whole=True),
     Section("balloon", "__balloon", _optional("balloon"), small_devices.open_balloon),
     Section("watchdog", "__watchdog", _optional("watchdog"), small_devices.open_watchdog),
     Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),
