@@ -33,7 +33,7 @@ def growing(folder: Path, source: str = HALT, **zone: object) -> VmConfig:
         {"id": "fixed", "size": 2 * MIB},
     ]
     memory = {"size": 0, "hotplug_method": "VirtioMem", "zones": zones}
-    return configure(write_kernel(folder, source), memory=memory)
+    return configure(write_kernel(folder, source), memory=memory, balloon={"size": 0})
 
 
 def zone(id: str, size: int) -> Resize:
@@ -79,6 +79,9 @@ async def test_zone_is_asked_for_what_it_is_to_have_in_every_state(tmp_path: Pat
         tree: dict[str, Any] = dict(held.owner.info().device_tree or {})
         assert tree["near"].parent == "_virtio-pci-near"
         assert "fixed" not in tree
+        # Behind the entropy device, and before a balloon.
+        assert tree["_virtio-pci-near"].pci_bdf == "0000:00:02.0"
+        assert tree["_virtio-pci-__balloon"].pci_bdf == "0000:00:03.0"
         # The guest has no driver.
         assert held.owner.info().memory_actual_size == RAM_BYTES * 2 + 2 * MIB
 

@@ -31,6 +31,8 @@ MADV_POPULATE_WRITE = 23
 
 POPULATE_STEP = 64 << 20
 """Prefaulting is done in steps of this many bytes, so that the loop turns in between."""
+PROVIDE_STEP = 2 << 20
+"""The same while the guest runs: a step takes about a millisecond."""
 
 
 class Region(NamedTuple):
@@ -168,7 +170,7 @@ class GuestMemory:
         """
         for region in regions or self.regions:
             if (region.zone.prefault or unasked) and region.blocks is None:
-                yield from _populate(region, 0, region.size)
+                yield from _populate(region, 0, region.size, POPULATE_STEP)
 
     def provide(self, gpa: int, size: int) -> Iterator[None]:
         """Have memory behind a range that is plugged, a step at a time, where its zone wants so.
@@ -178,7 +180,8 @@ class GuestMemory:
         """
         for region, start, taken in self._spans(gpa, size):
             if region.zone.prefault or region.zone.hugepages:
-                yield from _populate(region, start, taken)
+                step = max(PROVIDE_STEP, region.zone.page_size)
+                yield from _populate(region, start, taken, step)
 
     def read(self, gpa: int, size: int) -> bytes:
         """Copy ``size`` bytes out. Raises: GuestError when a byte of them is not RAM."""
@@ -263,11 +266,10 @@ def _nobody_asks(hva: int, size: int) -> None:
     """Most of the time nobody copies RAM while it changes."""
 
 
-def _populate(region: Region, start: int, size: int) -> Iterator[None]:
-    for at in range(start, start + size, POPULATE_STEP):
-        step = min(POPULATE_STEP, start + size - at)
+def _populate(region: Region, start: int, size: int, step: int) -> Iterator[None]:
+    for at in range(start, start + size, step):
         try:
-            region.mapping.madvise(MADV_POPULATE_WRITE, at, step)
+            region.mapping.madvise(MADV_POPULATE_WRITE, at, min(step, start + size - at))
         except OSError as error:
             raise HostError.from_os_error(
                 "madvise(MADV_POPULATE_WRITE)",

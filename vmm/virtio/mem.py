@@ -4,7 +4,7 @@ Queues: 0, requests, each answered at once.
 Features: ACPI_PXM where the machine has NUMA nodes; UNPLUGGED_INACCESSIBLE, so that a driver that
 knows of it never reads what it has not plugged: on a file that would take memory. A driver that
 does not know of it is served all the same.
-Refused: SUSPEND is newer than the specification's 1.2.
+Refused: PERSISTENT_SUSPEND is newer than the specification's 1.2.
 Configuration space: block size, node, where the region is, its size, how much of it may be used
 (all), how much is plugged, and how much is asked for.
 Snapshot: what is asked for, and which blocks are plugged.
@@ -44,7 +44,7 @@ REQUEST = struct.Struct("<H6xQH6x")
 ANSWER = struct.Struct("<H6xH")
 """The outcome, and to a question for it the state."""
 
-STEP_BYTES = 64 << 20
+STEP_BYTES = 16 << 20
 """How much memory is given back in one step of the loop."""
 
 
