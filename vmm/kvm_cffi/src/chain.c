@@ -21,6 +21,30 @@ static const uint8_t *copy_table(vk_queue *queue, uint64_t address, uint32_t byt
     return queue->table;
 }
 
+/* Pages of one buffer that the IOMMU maps one by one are often neighbours in RAM all the same. */
+int vk_walk_add_translated(struct walk *walk, uint64_t address, uint64_t length, bool is_writable)
+{
+    enum vk_access access = is_writable ? VK_ACCESS_WRITE : VK_ACCESS_READ;
+    for (uint64_t done = 0; done < length;) {
+        uint8_t *hva;
+        uint64_t run =
+            vk_queue_leading(walk->queue, address + done, length - done, access, &hva);
+        if (run == 0)
+            return vk_queue_break(walk->queue, VK_BREACH_ADDRESS, address + done);
+        struct iovec *piece = &walk->chain->iov[walk->pieces];
+        if (done != 0 && (uint8_t *)piece[-1].iov_base + piece[-1].iov_len == hva) {
+            piece[-1].iov_len += run;
+        } else {
+            if (walk->pieces == VK_CHAIN_MAX)
+                return vk_queue_break(walk->queue, VK_BREACH_CHAIN_LENGTH, VK_CHAIN_MAX);
+            *piece = (struct iovec){.iov_base = hva, .iov_len = run};
+            walk->pieces++;
+        }
+        done += run;
+    }
+    return 0;
+}
+
 /* GUEST: where and how long are the driver's, as they were copied. */
 const uint8_t *vk_find_table(vk_queue *queue, uint64_t gpa, uint32_t bytes)
 {

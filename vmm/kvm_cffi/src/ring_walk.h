@@ -113,6 +113,9 @@ struct walk {
     bool in_writable;
 };
 
+/* The pieces of one buffer of a device behind the IOMMU: 0 or -EPROTO. GUEST: as below. */
+int vk_walk_add_translated(struct walk *walk, uint64_t address, uint64_t length, bool is_writable);
+
 /*
  * Adds what one descriptor describes; 0 or -EPROTO. It counts, so every walk comes to an end.
  *
@@ -133,22 +136,16 @@ static inline int vk_walk_add(struct walk *walk, uint64_t gpa, uint32_t length, 
     if (length > UINT32_MAX - walk->bytes)
         return vk_queue_break(walk->queue, VK_BREACH_CHAIN_BYTES, (uint64_t)walk->bytes + length);
     walk->bytes += length;
-    enum vk_access access = is_writable ? VK_ACCESS_WRITE : VK_ACCESS_READ;
+    if (__builtin_expect(walk->queue->endpoint != NULL, 0))
+        return vk_walk_add_translated(walk, gpa, length, is_writable);
     for (uint64_t left = length; left != 0;) {
         uint8_t *hva;
-        uint64_t run = vk_queue_leading(walk->queue, gpa, left, access, &hva);
+        uint64_t run = vk_memory_leading(walk->queue->memory, gpa, left, &hva);
         if (run == 0)
             return vk_queue_break(walk->queue, VK_BREACH_ADDRESS, gpa);
         if (walk->pieces == VK_CHAIN_MAX)
             return vk_queue_break(walk->queue, VK_BREACH_CHAIN_LENGTH, VK_CHAIN_MAX);
-        struct iovec *piece = &walk->chain->iov[walk->pieces];
-        /* Pages of one buffer that the IOMMU maps one by one are often neighbours all the same. */
-        if (left != length && (uint8_t *)piece[-1].iov_base + piece[-1].iov_len == hva) {
-            piece[-1].iov_len += run;
-        } else {
-            *piece = (struct iovec){.iov_base = hva, .iov_len = run};
-            walk->pieces++;
-        }
+        walk->chain->iov[walk->pieces++] = (struct iovec){.iov_base = hva, .iov_len = run};
         gpa += run;
         left -= run;
     }

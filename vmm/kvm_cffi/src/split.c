@@ -125,22 +125,34 @@ void vk_split_unpop(vk_queue *queue, uint16_t slots)
     queue->next_avail = (uint16_t)(queue->next_avail - slots);
 }
 
-static void put(const vk_queue *queue, uint64_t at, uint32_t value)
+/* An entry is aligned to one of its fields: in a ring in pieces the two may lie in different ones. */
+__attribute__((cold)) static void put_in_pieces(const vk_queue *queue, uint64_t at,
+                                                struct used_entry entry)
 {
-    uint8_t *field = part_at(&queue->device, at);
-    memcpy(field, &value, sizeof value);
-    vk_memory_wrote(queue->memory, field, sizeof value);
+    uint8_t *head = part_at(&queue->device, at + offsetof(struct used_entry, head));
+    uint8_t *written = part_at(&queue->device, at + offsetof(struct used_entry, written));
+    memcpy(head, &entry.head, sizeof entry.head);
+    memcpy(written, &entry.written, sizeof entry.written);
+    vk_memory_wrote(queue->memory, head, sizeof entry.head);
+    vk_memory_wrote(queue->memory, written, sizeof entry.written);
 }
 
-/*
- * Release: the entry, and all that the device wrote to the chain, is visible before the index. An entry
- * is aligned to one of its fields, so the two may lie in different pages.
- */
+static inline void put(const vk_queue *queue, uint64_t at, struct used_entry entry)
+{
+    uint8_t *flat = queue->device.flat;
+    if (__builtin_expect(flat == NULL, 0)) {
+        put_in_pieces(queue, at, entry);
+        return;
+    }
+    memcpy(flat + at, &entry, sizeof entry);
+    vk_memory_wrote(queue->memory, flat + at, sizeof entry);
+}
+
+/* Release: the entry, and all that the device wrote to the chain, is visible before the index. */
 void vk_split_push(vk_queue *queue, uint16_t head, uint32_t written, uint16_t slots)
 {
     uint64_t entry = ENTRIES + sizeof(struct used_entry) * (uint64_t)slot(queue, queue->next_used);
-    put(queue, entry + offsetof(struct used_entry, head), head);
-    put(queue, entry + offsetof(struct used_entry, written), written);
+    put(queue, entry, (struct used_entry){.head = head, .written = written});
     queue->next_used = (uint16_t)(queue->next_used + slots);
     uint8_t *index = part_at(&queue->device, INDEX);
     store_16_release(index, queue->next_used);
