@@ -34,6 +34,7 @@ LAYERS: dict[str, int] = {
     "vmm.virtio.status": 2,
     "vmm.net.mac": 2,
     "vmm.net.offload": 2,
+    "vmm.net.rarp": 2,
     "vmm.vsock.packet": 2,
     "vmm.vsock.credit": 2,
     "vmm.vhost_user.messages": 2,

@@ -16,6 +16,7 @@ import trio
 from vmm.errors import ConfigError
 from vmm.kvm_cffi.limiter import Bucket, Limiter
 from vmm.net.offload import Offload
+from vmm.net.rarp import announcement
 from vmm.testing.backends import MemoryTap
 from vmm.testing.driver import Driver
 from vmm.testing.packets import HEADER, RX_HEADER
@@ -229,6 +230,31 @@ async def test_announcement_is_shown_until_it_is_acknowledged(tap: MemoryTap) ->
 
         assert await order(bench, commands, b"\3\0") == OK
         assert bench.driver.read_config(6, 2) == 1
+
+
+async def test_arrival_is_told_once_by_the_device_and_asked_of_the_driver(tap: MemoryTap) -> None:
+    device = net(tap)
+    device.load(device.save())
+    async with driven(device) as bench:
+        _, tx, *_, commands = await bench.driver.start()
+        frame = await arrival(tap.wires[0])
+        assert frame[:12] == bytes(12)
+        assert frame[12:] == announcement(MAC)
+        assert bench.driver.read_config(6, 2) == 3
+
+        assert await order(bench, commands, b"\3\0") == OK
+        tx.add([HEADER, b"next"])
+        bench.driver.kick(1)
+        assert await arrival(tap.wires[0]) == HEADER + b"next"
+
+
+def test_announcement_is_the_documented_packet() -> None:
+    mac = bytes.fromhex("02000000002a")
+
+    assert announcement(mac).hex() == (
+        "ffffffffffff" "02000000002a" "8035" "0001" "0800" "06" "04" "0003"
+        "02000000002a" "00000000" "02000000002a" "00000000"
+    ).ljust(120, "0")  # fmt: skip
 
 
 async def test_driver_that_cannot_announce_is_not_asked(tap: MemoryTap) -> None:

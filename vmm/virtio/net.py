@@ -13,6 +13,7 @@ Spec: Virtio 1.2, section 5.1.
 from __future__ import annotations
 
 import logging
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from vmm.kvm_cffi import Virtqueue
 from vmm.kvm_cffi.net import NetCounters, NetEngine, NetOutcome
 from vmm.net.mac import text_of
 from vmm.net.offload import Offload
+from vmm.net.rarp import announcement
 from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice, serve_chains
 from vmm.virtio.net_spec import Ack, Class, Command, LinkStatus, NetFeature
 from vmm.virtio.spec import DeviceId, Feature
@@ -43,6 +45,8 @@ NO_OFFLOADS = NetFeature(0)
 POLL_NS = 20_000
 """How long rings and tap are watched after a batch, at most: about what waking the loop costs."""
 
+HEADER_BYTES = 12
+"""Of virtio's own, before each packet of a tap."""
 COMMAND_LIMIT = 64
 """Bytes of a command that are looked at; those that are obeyed have fewer."""
 
@@ -155,8 +159,7 @@ class Net(VirtioDevice):
             stack.callback(self._end)
             self._use_pairs(self._pairs)
             if self._owes_announcement:
-                self._owes_announcement = False
-                self.announce()
+                self._tell_where()
             async with trio.open_nursery() as nursery:
                 for engine in engines:
                     nursery.start_soon(_carry, engine)
@@ -254,6 +257,15 @@ class Net(VirtioDevice):
         self._guest_offloads = wanted
         self._choose_offloads()
         return True
+
+    def _tell_where(self) -> None:
+        """Say it in the driver's place, which may not know how, and then ask the driver to."""
+        self._owes_announcement = False
+        try:
+            os.write(self._tap.fds[0], bytes(HEADER_BYTES) + announcement(self._mac))
+        except OSError as error:  # A tap that is full, or down, has nobody to tell it to.
+            logger.warning("Network %s could not announce itself: %s", self.id, error)
+        self.announce()
 
     def announce(self) -> None:
         """Ask the driver to tell the network where it is now, as after a migration.
