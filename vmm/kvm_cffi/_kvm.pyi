@@ -304,6 +304,9 @@ class Lib:
     def vk_pages_drop_zeros(
         self, bitmap: CData, page_0: CData, first: int, count: int, /
     ) -> None: ...
+    def vk_pages_drop_untouched(
+        self, bitmap: CData, hva: int, first: int, count: int, pagemap_fd: int, /
+    ) -> int: ...
     def vk_pages_ranges(
         self,
         bitmap: CData,

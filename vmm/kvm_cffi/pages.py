@@ -12,7 +12,7 @@ from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.mechanisms import allocated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vmm.kvm_cffi._kvm import CData
     from vmm.kvm_cffi.guest_memory import GuestMemoryMap
@@ -58,6 +58,28 @@ class PageSet:
             page_0 = ffi.cast("uint8_t *", hva)
             lib.vk_pages_drop_zeros(ffi.cast("uint64_t *", bits), page_0, first, count)
 
+    def drop_untouched(self, hva: int, first: int, count: int, pagemap_fd: int) -> None:
+        """Forget the pages that were never touched; for anonymous private memory alone.
+
+        ``pagemap_fd`` is /proc/self/pagemap. Raises: OSError.
+        """
+        count = min(count, self.pages - first)
+        with ffi.from_buffer(self.bits) as bits:
+            words = ffi.cast("uint64_t *", bits)
+            _moved(lib.vk_pages_drop_untouched(words, hva, first, count, pagemap_fd))
+
+    def drop(self, first: int, count: int) -> None:
+        """Forget ``count`` pages from ``first`` on."""
+        at, end = first, min(first + count, self.pages)
+        while at < end:
+            if at % 8 == 0 and end - at >= 8:
+                whole = (end - at) // 8
+                self.bits[at // 8 : at // 8 + whole] = bytes(whole)
+                at += 8 * whole
+            else:
+                self.bits[at // 8] &= ~(1 << at % 8)
+                at += 1
+
     def ranges(
         self, start: int, most_pages: int, room: int, end: int | None = None
     ) -> tuple[RangeTable, int]:
@@ -98,6 +120,24 @@ class RangeTable:
         """The bytes of all ranges, None when one is empty or is not RAM."""
         total = lib.vk_ranges_bytes(memory.handle, self.handle, self.count)
         return None if total < 0 else int(total)
+
+    def views(self, memory: GuestMemoryMap, most: int) -> Iterator[memoryview]:
+        """The ranges as views of RAM, each of at most so many bytes.
+
+        Raises: InternalError for what is not RAM, which ``bytes_in`` tells before.
+        """
+        for each in self.handle[0 : self.count]:
+            at, end = int(each.gpa), int(each.gpa + each.length)
+            while at < end:
+                size = min(most, end - at)
+                if (hva := memory.translate(at, size)) is None:
+                    # Neighbours in the guest may not be so here, but regions are whole pages.
+                    size = min(size, PAGE_BYTES - at % PAGE_BYTES)
+                    hva = memory.translate(at, size)
+                if hva is None:
+                    raise InternalError("A range of guest memory that is to be moved is not RAM")
+                yield memoryview(ffi.buffer(ffi.cast("uint8_t *", hva), size))
+                at += size
 
 
 class WriteRecord(Closing):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
 from vmm.migration.protocol import MOST_CHUNK_BYTES, MOST_RANGES
@@ -17,27 +19,53 @@ CHUNK_PAGES = MOST_CHUNK_BYTES // PAGE
 
 
 class Window:
-    """Some pages of a region, as many as one chunk has."""
+    """Some pages of a region, as many as one chunk has; ``pagemap_fd`` is /proc/self/pagemap."""
 
-    def __init__(self, pages: PageSet, hva: int, start: int) -> None:
+    def __init__(self, region: Region, pages: PageSet, start: int, pagemap_fd: int) -> None:
+        self._region = region
         self._pages = pages
-        self._hva = hva
         self._start = start
+        self._pagemap_fd = pagemap_fd
         self.count = min(CHUNK_PAGES, pages.pages - start)
 
     def table(self) -> RangeTable | None:
-        """The pages that hold anything but zeros, None when none does. To be called in a thread."""
-        self._pages.drop_zeros(self._hva, self._start, self.count)
-        end = self._start + self.count
-        table, _ = self._pages.ranges(self._start, self.count, MOST_RANGES, end)
+        """The pages that hold anything but zeros, None when none does. To be called in a thread.
+
+        Raises: OSError.
+        """
+        region, pages, start, count = self._region, self._pages, self._start, self.count
+        if region.fd is None:
+            pages.drop_untouched(region.hva, start, count, self._pagemap_fd)
+        elif region.zone.is_file:
+            self._drop_holes(region.fd)
+        pages.drop_zeros(region.hva, start, count)
+        table, _ = pages.ranges(start, count, MOST_RANGES, start + count)
         return table if table.count else None
 
+    def _drop_holes(self, fd: int) -> None:
+        """Forget what a file has no room for: to look into it would take some."""
+        base = self._region.offset
+        at, end = (base + page * PAGE for page in (self._start, self._start + self.count))
+        while at < end:
+            try:
+                data = min(os.lseek(fd, at, os.SEEK_DATA), end)
+            except OSError as error:
+                if error.errno == errno.EINVAL:
+                    return  # Such a file does not tell.
+                if error.errno != errno.ENXIO:
+                    raise
+                data = end
+            self._pages.drop((at - base) // PAGE, (data - at) // PAGE)
+            at = min(os.lseek(fd, data, os.SEEK_HOLE), end) if data < end else end
 
-def windows(regions: Sequence[Region], sets: Sequence[PageSet]) -> Iterator[Window]:
+
+def windows(
+    regions: Sequence[Region], sets: Sequence[PageSet], pagemap_fd: int
+) -> Iterator[Window]:
     """All RAM, for the first pass: the other side's is zero, so zeros need not be sent."""
     for region, pages in zip(regions, sets, strict=True):
         for start in range(0, pages.pages, CHUNK_PAGES):
-            yield Window(pages, region.hva, start)
+            yield Window(region, pages, start, pagemap_fd)
 
 
 def chunks(sets: Sequence[PageSet]) -> Iterator[RangeTable]:

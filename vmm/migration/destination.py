@@ -38,6 +38,7 @@ from vmm.migration.protocol import (
 from vmm.snapshot.state import MachineState
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from vmm.config.requests import ReceiveMigrationData
@@ -58,20 +59,37 @@ class Listener(NamedTuple):
     """Where a VM may come."""
 
     sock: trio.socket.SocketType
+    context: ssl.SSLContext | None = None
 
-    async def accept(self, patience_s: float) -> Link:
+    async def accept(self) -> trio.socket.SocketType:
         """Wait for the next connection. Raises: HostError."""
         try:
             sock, _ = await self.sock.accept()
         except OSError as error:
             raise HostError.from_os_error("accept", error) from error
-        return Link(sock, patience_s)
+        return sock
+
+    async def linked(self, sock: trio.socket.SocketType, patience_s: float) -> Link:
+        """A link over a connection, through TLS where that is asked for. Raises: PeerError."""
+        if self.context is None:
+            return Link(sock, patience_s)
+        from vmm.migration.tls import TlsLink
+
+        return await TlsLink.open(sock, self.context, patience_s=patience_s)
 
 
 @asynccontextmanager
-async def listen(address: Address) -> AsyncIterator[Listener]:
-    """Listen until the scope is left. Raises: HostError when the address cannot be had."""
+async def listen(address: Address, tls_dir: str | None = None) -> AsyncIterator[Listener]:
+    """Listen until the scope is left, for connections through TLS if its files are given.
+
+    Raises: HostError when the address cannot be had, ConfigError for files that are no good.
+    """
     with ExitStack() as stack:
+        context = None
+        if tls_dir is not None:
+            from vmm.migration.tls import receiver_context
+
+            context = receiver_context(tls_dir)
         if isinstance(address, UnixAddress):
             plain = stack.enter_context(listening(address.path, "migration"))
             os.chmod(address.path, 0o600)
@@ -92,7 +110,7 @@ async def listen(address: Address) -> AsyncIterator[Listener]:
             raise HostError.from_os_error(
                 "listen", error, path=str(address), hint="give an address of this host's"
             ) from error
-        yield Listener(sock)
+        yield Listener(sock, context)
 
 
 class Arrival(Closing):
@@ -143,7 +161,8 @@ class Arrival(Closing):
 
     async def meet(self) -> Description:
         """Wait for a source, and for what it says of its VM. Raises: PeerError, ConfigError."""
-        self._link = await self._listener.accept(self._patience_s)
+        sock = await self._listener.accept()
+        self._link = await self._listener.linked(sock, self._patience_s)
         self._open.callback(self._link.close)
         while True:
             request = await self._next()
@@ -204,13 +223,13 @@ class Arrival(Closing):
 
     async def _take_others(self, nursery: trio.Nursery, memory: GuestMemoryMap) -> None:
         for _ in range(MOST_CONNECTIONS):
-            link = await self._listener.accept(self._patience_s)
-            nursery.start_soon(self._serve_beside, link, memory)
+            sock = await self._listener.accept()
+            nursery.start_soon(self._serve_beside, sock, memory)
 
-    async def _serve_beside(self, link: Link, memory: GuestMemoryMap) -> None:
+    async def _serve_beside(self, sock: trio.socket.SocketType, memory: GuestMemoryMap) -> None:
         """Take memory from a connection beside the first until that is closed."""
-        try:
-            link.patience_s = ROLE_PATIENCE_S
+        with sock:
+            link = await self._listener.linked(sock, ROLE_PATIENCE_S)
             if decode_role(await link.receive(ROLE_BYTES)) is not Role.MEMORY:
                 raise PeerError("A connection came for page faults before the VM runs here")
             link.patience_s = self._patience_s
@@ -222,8 +241,6 @@ class Arrival(Closing):
                 request = Request.decode(header)
                 self._receiver.accept_beside(request)
                 await self._take_memory(link, request, memory)
-        finally:
-            link.close()
 
     async def _take_memory(self, link: Link, request: Request, memory: GuestMemoryMap) -> None:
         table = RangeTable.decode(await link.receive(request.length))

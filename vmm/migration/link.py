@@ -63,7 +63,7 @@ class Link:
                 rest = rest[await self._socket.sendmsg([rest], rights) :]
         while rest:
             with self._waiting("send to"):
-                rest = rest[await self._socket.send(rest) :]
+                rest = rest[await self._put(rest) :]
 
     async def receive(self, size: int) -> bytes:
         """Receive exactly so many bytes. Raises: PeerError, also when the peer closes before."""
@@ -77,13 +77,21 @@ class Link:
         data = bytearray()
         while len(data) < size:
             with self._waiting("receive from"):
-                part = await self._socket.recv(min(size - len(data), 1 << 20))
+                part = await self._some(min(size - len(data), 1 << 20))
             if not part and not data:
                 return None
             if not part:
                 raise PeerError("The other VMM closed the connection in the middle of a message")
             data += part
         return bytes(data)
+
+    async def _put(self, data: memoryview) -> int:
+        """Send some of the bytes, and say how many."""
+        return await self._socket.send(data)
+
+    async def _some(self, most: int) -> bytes:
+        """Receive some bytes, none at the end."""
+        return await self._socket.recv(most)
 
     async def readable(self) -> None:
         """Wait, as long as it takes, until something comes or the connection ends."""
@@ -160,10 +168,10 @@ class Link:
             raise PeerError(
                 f"Could not {action} the other VMM: nothing moved for {self.patience_s:g} s"
             ) from None
-        except OSError as error:
-            raise PeerError(f"Could not {action} the other VMM: {error.strerror or error}") from (
-                error
-            )
+        except (OSError, trio.BrokenResourceError) as error:
+            reason = error if isinstance(error, OSError) else error.__cause__ or error
+            text = reason.strerror if isinstance(reason, OSError) else None
+            raise PeerError(f"Could not {action} the other VMM: {text or reason}") from error
 
 
 class RefusedError(PeerError):

@@ -142,7 +142,7 @@ class Moves:
     ) -> None:
         from vmm.migration.destination import Arrival, adjusted, check_processors, listen
 
-        async with listen(address) as listener:
+        async with listen(address, data.tls_dir) as listener:
             self._events.emit("vm", "migration-receive-ready")
             with Arrival(listener, progress, check_processors) as arrival:
                 try:

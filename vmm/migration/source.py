@@ -11,6 +11,7 @@ Spec: Cloud Hypervisor migration, sections 4.3 to 4.5.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -135,9 +136,19 @@ class Departure(NamedTuple):
             raise HostError.from_os_error(
                 "connect", error, path=str(self.address), hint="is a VMM receiving there?"
             ) from error
-        link = Link(sock, self.patience_s)
+        link = await self._linked(sock)
         stack.callback(link.close)
         return link
+
+    async def _linked(self, sock: trio.socket.SocketType) -> Link:
+        """A link over a socket, through TLS where that is asked for. Raises: PeerError."""
+        if self.data.tls_dir is None or not isinstance(self.address, TcpAddress):
+            return Link(sock, self.patience_s)
+        from vmm.migration.tls import TlsLink, sender_context
+
+        context = sender_context(self.data.tls_dir)
+        name = self.address.host
+        return await TlsLink.open(sock, context, server_name=name, patience_s=self.patience_s)
 
     async def _ask(self, link: Link, request: Request, payload: bytes = b"") -> None:
         await link.send(request.encode() + payload)
@@ -173,7 +184,11 @@ class Departure(NamedTuple):
         self.progress.phase = MigrationPhase.MEMORY
         sets = await trio.to_thread.run_sync(log.collect)
         self._begin_pass(sets, is_first=True)
-        await streams.send(windows(log.regions, sets))
+        pagemap_fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            await streams.send(windows(log.regions, sets, pagemap_fd))
+        finally:
+            os.close(pagemap_fd)
         while True:
             sets = await trio.to_thread.run_sync(log.collect)
             self._begin_pass(sets, is_first=False)

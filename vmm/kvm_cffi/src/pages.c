@@ -1,7 +1,9 @@
 /* Bitmaps of pages: how many, which are not empty, and where they are. */
 #include "kvm_cffi.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #define PAGE_BYTES 4096u
 #define WORD_BITS 64u
@@ -33,6 +35,24 @@ void vk_pages_drop_zeros(uint64_t *bitmap, const uint8_t *page_0, uint64_t first
         if ((*word & bit) != 0 && is_zero(page_0 + page * PAGE_BYTES))
             *word &= ~bit;
     }
+}
+
+/* Source: Linux Documentation/admin-guide/mm/pagemap.rst: bit 63 present, bit 62 swapped. */
+int vk_pages_drop_untouched(uint64_t *bitmap, uint64_t hva, uint64_t first, uint64_t count,
+                            int pagemap_fd)
+{
+    uint64_t entries[512];
+    for (uint64_t page = first; page < first + count;) {
+        uint64_t left = first + count - page, asked = left < 512 ? left : 512;
+        off_t at = (off_t)((hva / PAGE_BYTES + page) * sizeof entries[0]);
+        ssize_t got = pread(pagemap_fd, entries, asked * sizeof entries[0], at);
+        if (got <= 0)
+            return got < 0 ? -errno : -EIO;
+        for (uint64_t i = 0; i < (uint64_t)got / sizeof entries[0]; i++, page++)
+            if (entries[i] >> 62 == 0)
+                bitmap[page / WORD_BITS] &= ~((uint64_t)1 << page % WORD_BITS);
+    }
+    return 0;
 }
 
 /* The first page from `page` on whose bit is `wanted`, or `pages`. */

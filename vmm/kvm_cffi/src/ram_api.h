@@ -37,6 +37,12 @@ uint64_t vk_pages_count(const uint64_t *bitmap, uint64_t words);
 /* Of `count` pages from `first` on, forgets those that hold nothing but zeros. */
 void vk_pages_drop_zeros(uint64_t *bitmap, const uint8_t *page_0, uint64_t first, uint64_t count);
 /*
+ * Of anonymous private memory, forgets the pages that were never touched, by /proc/self/pagemap: to look
+ * into them would give them page tables. 0 or a negative errno.
+ */
+int vk_pages_drop_untouched(uint64_t *bitmap, uint64_t hva, uint64_t first, uint64_t count,
+                            int pagemap_fd);
+/*
  * The set bits from page *next on, as ranges of guest memory that begin at `gpa` with page 0: how many
  * ranges there are, at most `room` with at most `most_pages`. *next is where it stopped.
  */
