@@ -36,12 +36,12 @@ READY = "vm:migration-receive-ready"
 
 # Blocks written past the page cache, at places that go round, and read back: what differs is kept.
 DISK_LOAD = (
-    "( n=0; while [ ! -e /run/stop ]; do n=$((n+1)); at=$((n%16)); "
+    "{ ( n=0; while [ ! -e /run/stop ]; do n=$((n+1)); at=$((n%16)); "
     "head -c 1048576 /dev/urandom > /run/block; "
     "dd if=/run/block of=/dev/vda bs=1M seek=$at oflag=direct 2>/dev/null; "
     "dd if=/dev/vda of=/run/read bs=1M skip=$at count=1 iflag=direct 2>/dev/null; "
     "cmp /run/block /run/read || echo $n >> /run/bad; echo $n > /run/rounds; "
-    "done; echo ended > /run/stopped ) < /dev/null > /dev/null 2>&1 &"
+    "done; echo ended > /run/stopped ) < /dev/null > /dev/null 2>&1 & }"
 )
 
 
