@@ -77,6 +77,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.disks": 5,
     "vmm.machine.descriptors": 5,
     "vmm.machine.held_vm": 5,
+    "vmm.machine.fw_cfg": 5,
     "vmm.machine.hotplug": 5,
     "vmm.machine.interface": 5,
     "vmm.machine.iommu": 5,

@@ -40,7 +40,7 @@ PROGRAM = "trio-vmm"
 USAGE = "vmm [OPTIONS] [--kernel <kernel>|--firmware <firmware>] …"
 SECCOMP_MODES = ("true", "false", "log", "errno")
 HELP_COLUMNS = 80
-BOOT_ITEMS = ("kernel", "firmware", "igvm")
+BOOT_ITEMS = ("kernel", "firmware", "igvm", "fw_cfg_config")
 
 VMM_OPTIONS = {
     "api-socket": "Where the API is served: path=<path>, fd=<number> or a bare path",
@@ -51,7 +51,7 @@ VMM_OPTIONS = {
     "log-format": "What a line of the log looks like: a text with tokens such as {level} and {msg}",
     "seccomp": f"Accepted for compatibility, without effect: {', '.join(SECCOMP_MODES)}",
 }
-ABSENT_OPTIONS = ("fw-cfg-config", "ivshmem")
+ABSENT_OPTIONS = ("ivshmem",)
 """Documented options that this version has not; each is refused by name."""
 
 
@@ -306,9 +306,11 @@ def _parse_config(
         if _is_given(given, option):
             parts[option.field] = _parse_part(option, getattr(given, option.dest), problems)
     try:
-        parts["payload"] = PayloadConfig.model_validate(payload)
+        parts["payload"] = PayloadConfig.model_validate({**payload, **_fw_cfg(payload)})
     except ValidationError as error:
         problems.extend(refusals(error))
+    except ConfigError as error:
+        problems.extend(f"--fw-cfg-config: {problem}" for problem in error.problems)
     if problems:
         raise ConfigError("Error parsing config") from ConfigError(*problems)
     _add_zones(parts)
@@ -321,6 +323,16 @@ def _parse_config(
         broken.__cause__ = error
         raise ConfigError("Error parsing config") from broken
     return config
+
+
+def _fw_cfg(payload: dict[str, str]) -> dict[str, object]:
+    """The one part of the payload that is no text. Raises: ConfigError (caller)."""
+    text = payload.get("fw_cfg_config")
+    if text is None:
+        return {}
+    from vmm.config.fw_cfg import FwCfgConfig  # Only now: few VMs have it.
+
+    return {"fw_cfg_config": parse_option(FwCfgConfig, text)}
 
 
 def _parse_part(option: VmOption, value: object, problems: list[str]) -> object:

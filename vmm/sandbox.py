@@ -91,6 +91,10 @@ def _payload(config: VmConfig) -> Iterator[Grant]:
             path = getattr(config.payload, name)
             if path:
                 yield Grant(path, READ)
+        told = config.payload.fw_cfg_config
+        for item in (told.items or ()) if told is not None else ():
+            if item.file is not None:
+                yield Grant(item.file, READ)
 
 
 def _needed() -> Iterator[Grant]:

@@ -188,7 +188,7 @@ def test_parse_seccomp_that_would_filter_warns(caplog: pytest.LogCaptureFixture)
     assert "--seccomp log has no effect" in caplog.text
 
 
-@pytest.mark.parametrize("option", ["--ivshmem", "--fw-cfg-config"])
+@pytest.mark.parametrize("option", ["--ivshmem"])
 def test_parse_option_that_is_absent_here_is_refused_by_name(option: str) -> None:
     with pytest.raises(UnsupportedError, match=option):
         parse([option, "x=y"])
@@ -231,6 +231,51 @@ def test_parse_restore_that_breaks_a_rule_is_refused(text: str, words: str) -> N
     with pytest.raises(ConfigError, match="Error parsing restore") as caught:
         parse(["--restore", text])
     assert words in format_error_chain(caught.value)
+
+
+def test_parse_items_of_fw_cfg_are_files_and_texts() -> None:
+    text = 'cmdline=off,items=[name=opt/a,file=/a:name="opt/b:c",string="x, y"]'
+
+    config = parse(["--kernel", "/k", "--fw-cfg-config", text]).config
+
+    assert config is not None
+    assert config.to_json()["payload"] == {
+        "kernel": "/k",
+        "fw_cfg_config": {
+            "e820": True,
+            "kernel": True,
+            "cmdline": False,
+            "initramfs": True,
+            "acpi_table": True,
+            "items": [
+                {"name": "opt/a", "file": "/a"},
+                {"name": "opt/b:c", "string": "x, y"},
+            ],
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("oops=1", "Unknown option: oops"),
+        ("items=[name=a]", "name=<name>,file=<path> or name=<name>,string=<text>"),
+        ("items=[file=/a,string=b]", "name=<name>,file=<path>"),
+        ("items=[name=a,file=/a:name=a,string=b]", "Identifier a is not unique"),
+        (f"items=[name={'a' * 56},string=b]", "the name has 56 bytes; give 1 to 55"),
+        ("items=[name=,string=b]", "the name has 0 bytes"),
+    ],
+)
+def test_parse_fw_cfg_that_cannot_be_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match="Error parsing config") as caught:
+        parse(["--kernel", "/k", "--fw-cfg-config", text])
+    assert words in format_error_chain(caught.value)
+
+
+def test_parse_fw_cfg_boots_nothing_by_itself() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(["--fw-cfg-config", "e820=on"])
+    assert "No bootitem provided" in format_error_chain(caught.value)
 
 
 def test_parse_kernel_alone_has_the_defaults() -> None:

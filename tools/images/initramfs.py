@@ -39,6 +39,7 @@ _VIRTIO = (
     "virtiofs",
     "vmw_vsock_virtio_transport",
     "pvpanic-pci",
+    "qemu_fw_cfg",
     "overlay",
 )
 # Modules that came with a kernel later than the oldest one here.

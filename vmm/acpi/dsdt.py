@@ -19,6 +19,7 @@ from vmm.acpi.sdt import sdt
 
 _REVISION = 6
 _COM1_PORTS = (0x3F8, 8)
+_FW_CFG_PORTS = (0x510, 12)
 _S5_SLEEP_TYPE = 5
 _BUTTON_PRESSED = 0x80
 
@@ -32,6 +33,8 @@ def _objects(machine: Machine) -> Iterator[bytes]:
     system_bus = [*map(root_bridge, machine.segments), motherboard(machine)]
     if machine.has_serial:
         system_bus.append(_serial_port())
+    if machine.has_fw_cfg:
+        system_bus.append(_fw_cfg())
     system_bus += [pci_hotplug.hotplug_controller(machine), _power_button()]
     system_bus += cpu_hotplug.cpu_devices(machine)
     system_bus.append(memory_hotplug.hotplug_controller(machine))
@@ -59,6 +62,15 @@ def _serial_port() -> bytes:
         aml.name(
             "_CRS", res.resource_template(res.interrupt(COM1_IRQ), res.io_ports(*_COM1_PORTS))
         ),
+    )
+
+
+def _fw_cfg() -> bytes:
+    return aml.device(
+        "FWCF",
+        aml.name("_HID", "QEMU0002"),
+        aml.name("_STA", 0x0B),
+        aml.name("_CRS", res.resource_template(res.io_ports(*_FW_CFG_PORTS))),
     )
 
 

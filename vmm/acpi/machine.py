@@ -82,6 +82,7 @@ class Machine(NamedTuple):
     memory_hotplug_address: int | None = None
     ged_irq: int = GED_IRQ
     has_serial: bool = True
+    has_fw_cfg: bool = False
     has_pm1_blocks: bool = False
     nodes: tuple[NumaNode, ...] = ()
     iommu: Iommu | None = None

@@ -1,10 +1,15 @@
 """``PayloadConfig``: what the guest starts from."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from vmm.config.model import ConfigModel
+from vmm.config.model import ConfigModel, LaterModel
 from vmm.config.units import HostPath, Text
 from vmm.config.values import Cli
+
+if TYPE_CHECKING:
+    from vmm.config.fw_cfg import FwCfgConfig
+else:
+    FwCfgConfig = LaterModel("fw_cfg", "FwCfgConfig", "--fw-cfg-config")
 
 
 class PayloadConfig(ConfigModel):
@@ -16,3 +21,6 @@ class PayloadConfig(ConfigModel):
     initramfs: Annotated[HostPath | None, Cli(caption="The kernel's initial file system")] = None
     igvm: Annotated[HostPath | None, Cli(caption="The IGVM image to boot")] = None
     host_data: Annotated[Text | None, Cli(caption="64 hexadecimal digits for attestation")] = None
+    fw_cfg_config: Annotated[FwCfgConfig | None, Cli(caption="What the guest finds in fw_cfg")] = (
+        None
+    )

@@ -23,7 +23,16 @@ from vmm.acpi.pci_hotplug import PciHotplug
 from vmm.boot import layout
 from vmm.errors import ConfigError
 from vmm.kvm_cffi import ByteRing, ConfigAddress, Loop, PmTimer, Uart, address_of
-from vmm.legacy import acpi_shutdown, cmos, debug_console, debug_port, fw_debug, i8042, serial
+from vmm.legacy import (
+    acpi_shutdown,
+    cmos,
+    debug_console,
+    debug_port,
+    fw_cfg,
+    fw_debug,
+    i8042,
+    serial,
+)
 from vmm.legacy.ioapic import Ioapic
 from vmm.machine.bus import AddressSpaces
 from vmm.machine.interrupts import Interrupts
@@ -50,6 +59,7 @@ FIXED_PORTS = (
     range(cmos.PORT, cmos.PORT + cmos.PORTS),
     range(debug_port.PORT, debug_port.PORT + 1),
     range(fw_debug.PORT, fw_debug.PORT + 1),
+    range(fw_cfg.PORT, fw_cfg.PORT + fw_cfg.PORTS),
     range(acpi_shutdown.PORT, acpi_shutdown.PORT + acpi_shutdown.PORTS),
     range(PM_TIMER_PORT, PM_TIMER_PORT + PM_TIMER_SIZE),
     range(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_PORT + CONFIG_ADDRESS_SIZE),
@@ -127,7 +137,13 @@ def open_chipset(
             page = areas.platform_page(MEMORY_HOTPLUG_PAGE)
             spaces.claim_mmio(page, memory_hotplug.REGISTERS_SIZE, memory_registers)
         clock, pm_timer = _add_registers(router, spaces, memory, lifecycle)
-        tasks = tuple(_add_outputs(stack, router, interrupts, config, consoles))
+        tasks: tuple[Task, ...] = tuple(_add_outputs(stack, router, interrupts, config, consoles))
+        if config.payload is not None and config.payload.fw_cfg_config is not None:
+            from vmm.machine.fw_cfg import open_fw_cfg  # Only now: few VMs have it.
+
+            device = stack.enter_context(open_fw_cfg(config.payload, memory))
+            spaces.claim_ports(fw_cfg.PORT, fw_cfg.PORTS, device)
+            tasks = (*tasks, device)
         names = ["__ioapic"]
         if config.serial.mode != "Off":
             names.append("__serial")

@@ -106,6 +106,7 @@ def _acpi_machine(
         ),
         ged_irq=GED_IRQ,
         has_serial=config.serial.mode != "Off",
+        has_fw_cfg=config.payload is not None and config.payload.fw_cfg_config is not None,
         has_pm1_blocks=config.cpus.nested and config.cpus.kvm_hyperv,
         nodes=nodes,
     )

@@ -1,7 +1,10 @@
 """Rules for what the machine itself is: payload, consoles, CPUs, platform, balloon."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig, SerialConfig
 from vmm.config.cpus import CpusConfig, CpuTopology
@@ -10,6 +13,9 @@ from vmm.config.platform import DEFAULT_PLATFORM, PlatformConfig
 from vmm.config.rules.problem import Problem, at
 from vmm.config.vm import VmConfig
 
+if TYPE_CHECKING:
+    from vmm.config.fw_cfg import FwCfgConfig
+
 logger = logging.getLogger("vmm.config")
 
 MAX_VCPUS = 8192
@@ -17,6 +23,8 @@ MAX_THREADS_PER_CORE = 2
 MAX_PCI_SEGMENTS = 96
 MAX_IOMMU_ADDRESS_BITS = 64
 HOST_DATA_DIGITS = 64
+MAX_ITEM_NAME = 55
+"""Bytes of an item's name that its directory has room for."""
 
 
 def problems(config: VmConfig) -> Iterator[Problem]:
@@ -50,12 +58,32 @@ def _payload(config: VmConfig) -> Iterator[Problem]:
         )
     if payload.firmware and (payload.cmdline or payload.initramfs):
         logger.warning("The firmware does not take payload.cmdline or payload.initramfs: unused")
+    if payload.fw_cfg_config is not None:
+        yield from _fw_cfg(payload.fw_cfg_config)
     digits = payload.host_data
     if digits is not None and not _is_hex(digits, HOST_DATA_DIGITS):
         yield Problem(
             f"payload.host_data (--host-data) has {len(digits)} characters; "
             f"give exactly {HOST_DATA_DIGITS} hexadecimal digits"
         )
+
+
+def _fw_cfg(told: FwCfgConfig) -> Iterator[Problem]:
+    names: set[str] = set()
+    for index, item in enumerate(told.items or ()):
+        place = f"payload.fw_cfg_config.items[{index}] (--fw-cfg-config items=)"
+        if (item.file is None) == (item.string is None):
+            yield Problem(f"{place}: an item has file or string; give one of them")
+        if not 0 < (length := len(item.name.encode())) <= MAX_ITEM_NAME:
+            yield Problem(
+                f"{place}: the name has {length} bytes; give 1 to {MAX_ITEM_NAME} of them"
+            )
+        if item.name in names:
+            yield Problem(
+                f"{place}: Identifier {item.name} is not unique; choose another name",
+                is_duplicate=True,
+            )
+        names.add(item.name)
 
 
 def _is_hex(text: str, digits: int) -> bool:
