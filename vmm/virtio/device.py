@@ -8,7 +8,6 @@ reset and the device's tasks are not its business: see ``vmm.virtio.runner`` and
 from __future__ import annotations
 
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -154,40 +153,23 @@ def offered_features(device: VirtioDevice, *, is_translated: bool = False) -> in
     return device.features | device.RING_FEATURES | Feature.VERSION_1 | platform
 
 
-async def serve_chains(
-    queue: Queue, handle: Callable[[Chain], Awaitable[int]], *, linger_ns: int = 0
-) -> NoReturn:
+async def serve_chains(queue: Queue, handle: Callable[[Chain], Awaitable[int]]) -> NoReturn:
     """Serve a queue with a coroutine that takes a chain and returns the bytes it wrote to it.
 
     One wake serves all there is and interrupts once. For slow devices: the chains are Python's.
-    With ``linger_ns`` the ring is watched for so long after each batch, nothing else being done,
-    for drivers that wait for every answer and have the next request ready soon.
     Raises: GuestError when the driver broke the ring, and whatever ``handle`` raises.
     Cancel: a chain that ``handle`` was cancelled over is given back, to be handled once more.
     """
     while True:
         queue.suppress()
-        while (
-            (served := await _serve_batch(queue, handle)) == BATCH
-            or (served and _comes_within(queue, linger_ns))
-            or queue.enable()
-        ):
+        while await _serve_batch(queue, handle) or queue.enable():
             await trio.lowlevel.checkpoint()
             queue.suppress()
         await wait_kick(queue.kick_fd)
 
 
-def _comes_within(queue: Queue, nanoseconds: int) -> bool:
-    """Whether a queue has something to give, now or soon."""
-    end = time.monotonic_ns() + nanoseconds
-    while not queue.poll():
-        if time.monotonic_ns() >= end:
-            return False
-    return True
-
-
-async def _serve_batch(queue: Queue, handle: Callable[[Chain], Awaitable[int]]) -> int:
-    """Serve up to a batch of chains; how many there were."""
+async def _serve_batch(queue: Queue, handle: Callable[[Chain], Awaitable[int]]) -> bool:
+    """Serve up to a batch of chains; whether the queue may have more."""
     served = 0
     try:
         while served < BATCH and (chain := queue.pop()) is not None:
@@ -201,7 +183,7 @@ async def _serve_batch(queue: Queue, handle: Callable[[Chain], Awaitable[int]]) 
     finally:
         if served:
             queue.signal()
-    return served
+    return served == BATCH
 
 
 async def wait_kick(fd: int) -> None:

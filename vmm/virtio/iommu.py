@@ -38,8 +38,6 @@ ADDRESS_BITS = 64
 FAULTS_KEPT = 64
 """Until the driver has room for them; what comes then is lost, as it would be on real hardware."""
 MAX_REQUEST_BYTES = 128
-LINGER_NS = 100_000
-"""Linux waits for each answer in a loop, with its processor: a wake is dear then."""
 
 
 class Iommu(VirtioDevice):
@@ -110,7 +108,7 @@ class Iommu(VirtioDevice):
     async def run_queue(self, queue: Queue, active: Active) -> None:
         """Serve one queue. Raises: GuestError."""
         if queue.index == REQUESTS:
-            await serve_chains(queue, self._serve, linger_ns=LINGER_NS)
+            await serve_chains(queue, self._serve)
         else:
             await self._tell_faults(queue)
 
