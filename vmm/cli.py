@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
-from vmm import __version__, endpoints
+from vmm import FEATURES, __version__, endpoints
 from vmm.config.memory import MemoryConfig, MemoryZoneConfig
 from vmm.config.model import ConfigModel, LaterModel
 from vmm.config.payload import PayloadConfig
@@ -260,7 +260,7 @@ def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
 
 
 def _version_text(verbosity: int) -> str:
-    features = "\nEnabled features: [kvm]" if verbosity else ""
+    features = f"\nEnabled features: [{', '.join(FEATURES)}]" if verbosity else ""
     return f"{PROGRAM} v{__version__}{features}"
 
 

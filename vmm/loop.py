@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from vmm import __version__
+from vmm import FEATURES, __version__
 from vmm.cli import format_error_chain
 from vmm.errors import VmmError
 from vmm.events import open_event_sink
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from vmm.gdb.server import DebugServer
     from vmm.machine.commands import Command
 
-FEATURES = ("kvm",)
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_OK = 0
 EXIT_FAILURE = 1

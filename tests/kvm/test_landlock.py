@@ -129,3 +129,28 @@ async def test_file_that_is_not_there_is_named(place: Path) -> None:
 
     assert ended.returncode == 1
     assert f"open for Landlock on {absent} failed: No such file" in ended.stderr.decode()
+
+
+@pytest.mark.parametrize("mode", ["copy", "ondemand"])
+async def test_confined_vm_is_written_where_a_rule_lets_it_and_brought_back_confined(
+    place: Path, mode: str
+) -> None:
+    kernel, kept = write_kernel(place, programs.HALT), place / "kept"
+    kept.mkdir()
+    rules = ("--landlock", "--landlock-rules", f"path={kept},access=rw")
+    other = f"file://{place / 'other'}"
+    (place / "other").mkdir()
+    async with running(place, "--kernel", str(kernel), *SMALL, *rules) as vmm:
+        await vmm.wait_for_state("Running", SECONDS)
+        await vmm.put("vm.pause")
+        await refusal(vmm, "vm.snapshot", {"destination_url": other})
+        await vmm.put("vm.snapshot", {"destination_url": f"file://{kept}"})
+        assert await vmm.stop() == 0
+
+    source = f"source_url=file://{kept},resume=true,memory_restore_mode={mode}"
+    async with running(place, "--restore", source) as vmm:
+        await vmm.wait_for_state("Running", SECONDS)
+        await refusal(vmm, "vm.add-disk", make_disk(place / "more" / "disk"))
+        await vmm.put("vm.reboot")
+        assert await vmm.stop() == 0
+        check_left_in_order(vmm)

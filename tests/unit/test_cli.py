@@ -87,7 +87,7 @@ def test_parse_version_with_v_also_prints_the_features(
 ) -> None:
     with pytest.raises(SystemExit):
         parse(["--version", "-v"])
-    assert "\nEnabled features: [kvm]\n" in capsys.readouterr().out
+    assert "\nEnabled features: [fw_cfg, guest_debug, io_uring, kvm]\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
