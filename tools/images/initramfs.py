@@ -17,11 +17,11 @@ from tools.images import debian
 from tools.images.cache import ImageError, cache_dir, make_file
 from tools.images.cpio import Archive
 from tools.images.kernels import Kernel
-from tools.images.lspci import add_lspci
 from tools.images.modules import load_order
+from tools.images.programs import add_programs
 
 _HERE = Path(__file__).parent
-_SOURCES = ("guest_init.sh", "root_init.sh", "initramfs.py", "cpio.py", "modules.py", "lspci.py")
+_SOURCES = ("guest_init.sh", "root_init.sh", "initramfs.py", "cpio.py", "modules.py", "programs.py")
 
 # ACPI_BUTTON and evdev are modules in the stock kernels: without them nothing hears the button.
 _POWER_BUTTON = ("button", "evdev")
@@ -62,14 +62,19 @@ class Variant:
 
     modules: tuple[str, ...]
     modules_since_6_12: tuple[str, ...] = ()
-    has_lspci: bool = False
+    programs: tuple[str, ...] = ()
     init: str = "guest_init.sh"
 
 
 VARIANTS = {
     "minimal": Variant(_POWER_BUTTON),
     "virtio": Variant((*_POWER_BUTTON, *_VIRTIO), _VIRTIO_SINCE_6_12),
-    "demo": Variant(_POWER_BUTTON, has_lspci=True),
+    "demo": Variant(_POWER_BUTTON, programs=("lspci",)),
+    "views": Variant(
+        (*_POWER_BUTTON, *_VIRTIO),
+        _VIRTIO_SINCE_6_12,
+        programs=("lscpu", "lsmem", "numactl", "dmidecode"),
+    ),
     "root": Variant((*_POWER_BUTTON, *_ROOT), init="root_init.sh"),
 }
 
@@ -150,8 +155,7 @@ def _write(path: Path, kernel: Kernel, variant: Variant, busybox: Path) -> None:
         names = (*names, *variant.modules_since_6_12)
     for number, module in enumerate(load_order(kernel.modules_dir, names)):
         archive.file(f"modules/{number:02}-{module.name}.ko", module.read())
-    if variant.has_lspci:
-        add_lspci(archive)
+    add_programs(archive, variant.programs)
     path.write_bytes(archive.encode())
 
 
