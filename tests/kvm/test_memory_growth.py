@@ -11,6 +11,8 @@ import pytest
 from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import MIB, RAM_BYTES, Owned, configure, owned, running
+from tests.kvm.guests.moving import move, two_hosts
+from tests.kvm.guests.processes import short_folder
 from tests.kvm.guests.programs import HALT, WINDOW, map_window, say
 from tests.kvm.test_snapshot import restored, save
 from vmm.config.requests import VmResize, VmResizeZone
@@ -21,6 +23,7 @@ from vmm.machine.scope import sole_cause
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
+place = short_folder
 ROOM = 128 * MIB
 REGION = 4 << 30
 """Where the first zone that grows has its region."""
@@ -172,6 +175,30 @@ async def test_restored_machine_has_the_blocks_that_were_plugged_and_what_is_in_
     assert saved.devices["near"].own.model_dump()["plugged"] == ((2, 2),)
     blocks = (folder / "memory-ranges").stat().st_blocks
     assert blocks * 512 < RAM_BYTES
+
+
+@pytest.mark.parametrize("is_local", [False, True])
+async def test_moved_machine_goes_on_with_its_room(place: Path, is_local: bool) -> None:
+    memory = {
+        "size": RAM_BYTES,
+        "shared": True,
+        "hotplug_method": "VirtioMem",
+        "hotplug_size": ROOM,
+        "hotplugged_size": 2 * MIB,
+    }
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, memory=memory)
+        await one.rounds(2)
+
+        await move(one, other, f"unix:{place}/m", local=is_local)
+
+        await other.rounds(2)
+        await other.client.resize(desired_ram=RAM_BYTES + 4 * MIB)
+        info = await other.client.info()
+        assert info.config.memory.hotplugged_size == 4 * MIB
+        assert "mem0" in (info.device_tree or {})
+        if not is_local:
+            assert (await other.client.migration()).transferred_bytes <= RAM_BYTES
 
 
 async def test_room_for_which_there_are_no_huge_pages_refuses_the_boot(tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ class Departure(NamedTuple):
             if self.data.local:
                 await self._hand_over_memory(link)
             await self._configure(link)
-            self.progress.memory_bytes = sum(each.size for each in self.machine.memory.regions)
+            self.progress.memory_bytes = sum(
+                each.range.size for each in self.machine.memory.present
+            )
         if self.data.local:
             async with self._standing():
                 await self._finish(link)
