@@ -17,7 +17,7 @@ import sys
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -64,16 +64,14 @@ async def run_vmm(invocation: Invocation) -> int:
         owner = VmOwner(
             events=events,
             open_consoles=open_consoles,
-            open_machine=partial(
-                open_machine, events=events, debug=None if debugger is None else debugger.server
-            ),
+            open_machine=partial(open_machine, events=events, debug=debugger),
             no_shutdown=invocation.no_shutdown,
             confine=partial(_confine, sockets=[invocation.api_socket, invocation.gdb]),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, owner, signals)
             if debugger is not None:
-                nursery.start_soon(debugger.server.run, debugger.listener)
+                nursery.start_soon(debugger.run)
             code = await _serve(owner, invocation, listener)
             nursery.cancel_scope.cancel()
         events.emit("vmm", "shutdown")
@@ -139,15 +137,8 @@ async def _carry_out(owner: VmOwner, steps: tuple[tuple[Command, str], ...]) -> 
     return True
 
 
-class _Debugger(NamedTuple):
-    """Who may debug the VM, and where they come."""
-
-    server: DebugServer
-    listener: socket.socket
-
-
 @contextmanager
-def _debugger(path: str | None) -> Iterator[_Debugger | None]:
+def _debugger(path: str | None) -> Iterator[DebugServer | None]:
     """Open the socket for debuggers, if there is to be one. Raises: HostError."""
     if path is None:
         yield None
@@ -156,7 +147,7 @@ def _debugger(path: str | None) -> Iterator[_Debugger | None]:
     from vmm.listener import listening
 
     with listening(path, "debugger") as listener:
-        yield _Debugger(DebugServer(), listener)
+        yield DebugServer(listener)
 
 
 def _confine(config: VmConfig, *, sockets: Sequence[str | int | None]) -> None:

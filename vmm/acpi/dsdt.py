@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from vmm.acpi import aml, cpu_hotplug, memory_hotplug, pci_hotplug
 from vmm.acpi import resources as res
 from vmm.acpi.ged import REGISTER_SIZE, AcpiNotification
-from vmm.acpi.machine import COM1_IRQ, Machine
+from vmm.acpi.machine import COM1_IRQ, FW_CFG_PORT, FW_CFG_PORTS, Machine
 from vmm.acpi.pci_root import motherboard, root_bridge
 from vmm.acpi.sdt import sdt
 
 _REVISION = 6
 _COM1_PORTS = (0x3F8, 8)
-_FW_CFG_PORTS = (0x510, 12)
 _S5_SLEEP_TYPE = 5
 _BUTTON_PRESSED = 0x80
 
@@ -70,7 +69,7 @@ def _fw_cfg() -> bytes:
         "FWCF",
         aml.name("_HID", "QEMU0002"),
         aml.name("_STA", 0x0B),
-        aml.name("_CRS", res.resource_template(res.io_ports(*_FW_CFG_PORTS))),
+        aml.name("_CRS", res.resource_template(res.io_ports(FW_CFG_PORT, FW_CFG_PORTS))),
     )
 
 

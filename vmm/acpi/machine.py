@@ -13,6 +13,8 @@ PCI_IRQS = tuple(range(5, 13))
 
 GED_IRQ = 13
 COM1_IRQ = 4
+FW_CFG_PORT, FW_CFG_PORTS = 0x510, 12
+"""Where the firmware configuration device is, if there is one."""
 
 
 class PciSegment(NamedTuple):

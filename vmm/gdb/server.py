@@ -30,9 +30,10 @@ RETRY_S = 1.0
 
 
 class DebugServer:
-    """Leads debuggers to the machine that there is."""
+    """Leads debuggers, who come to ``listener``, to the machine that there is."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
         self._debuggee: Debuggee | None = None
         self._session: Session | None = None
         self._changed = trio.Event()
@@ -52,9 +53,9 @@ class DebugServer:
             if self._session is not None:
                 self._session.machine_is_gone()
 
-    async def run(self, listener: socket.socket) -> None:
+    async def run(self) -> None:
         """Serve one debugger after the other, for ever."""
-        accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        accepting = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
         while True:
             try:
                 stream = await accepting.accept()

@@ -18,9 +18,6 @@ import trio
 
 from vmm.errors import GuestError, HostError
 
-PORT: Final = 0x510
-PORTS: Final = 12
-
 SELECTOR, DATA, DMA_HIGH, DMA_LOW = 0, 1, 4, 8
 
 SIGNATURE, ID = 0x00, 0x01

@@ -18,6 +18,7 @@ import trio
 from vmm.acpi import cpu_hotplug, memory_hotplug, pci_hotplug
 from vmm.acpi.cpu_hotplug import CpuHotplug
 from vmm.acpi.ged import REGISTER_SIZE, GeneralEventDevice
+from vmm.acpi.machine import FW_CFG_PORT, FW_CFG_PORTS
 from vmm.acpi.memory_hotplug import MemoryHotplug
 from vmm.acpi.pci_hotplug import PciHotplug
 from vmm.boot import layout
@@ -28,7 +29,6 @@ from vmm.legacy import (
     cmos,
     debug_console,
     debug_port,
-    fw_cfg,
     fw_debug,
     i8042,
     serial,
@@ -59,7 +59,7 @@ FIXED_PORTS = (
     range(cmos.PORT, cmos.PORT + cmos.PORTS),
     range(debug_port.PORT, debug_port.PORT + 1),
     range(fw_debug.PORT, fw_debug.PORT + 1),
-    range(fw_cfg.PORT, fw_cfg.PORT + fw_cfg.PORTS),
+    range(FW_CFG_PORT, FW_CFG_PORT + FW_CFG_PORTS),
     range(acpi_shutdown.PORT, acpi_shutdown.PORT + acpi_shutdown.PORTS),
     range(PM_TIMER_PORT, PM_TIMER_PORT + PM_TIMER_SIZE),
     range(CONFIG_ADDRESS_PORT, CONFIG_ADDRESS_PORT + CONFIG_ADDRESS_SIZE),
@@ -142,7 +142,7 @@ def open_chipset(
             from vmm.machine.fw_cfg import open_fw_cfg  # Only now: few VMs have it.
 
             device = stack.enter_context(open_fw_cfg(config.payload, memory))
-            spaces.claim_ports(fw_cfg.PORT, fw_cfg.PORTS, device)
+            spaces.claim_ports(FW_CFG_PORT, FW_CFG_PORTS, device)
             tasks = (*tasks, device)
         names = ["__ioapic"]
         if config.serial.mode != "Off":
