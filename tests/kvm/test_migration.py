@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,36 @@ async def test_guest_that_never_rests_is_cancelled_or_stopped_as_asked(
             await nursery.start(other.receive, f"tcp:127.0.0.1:{target}")
             await one.send(url, **how)
             await other.rounds(3)
+
+
+async def test_guest_moves_before_its_memory_which_follows(place: Path) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(3)
+
+        url = f"tcp:127.0.0.1:{free_port()}"
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(other.receive, url, memory_mode="Postcopy"))
+                await one.send(url, memory_mode="Postcopy")
+
+        await other.rounds(5)
+        with trio.fail_after(SECONDS):
+            assert await one.vmm.process.wait() == 0
+        assert "vm:postcopy-migration-completed" in one.vmm.events()
+
+
+async def test_sides_that_differ_in_what_goes_first_move_nothing(place: Path) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(3)
+
+        url = f"tcp:127.0.0.1:{free_port()}"
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(other.refused_receive, url)
+                await one.refused_send(url, memory_mode="Postcopy")
+
+        await one.rounds(3)
+        await move(one, other, url)
+        await other.rounds(3)

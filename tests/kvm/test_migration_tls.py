@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ async def test_guest_moves_through_tls(place: Path, ours: Path, connections: int
         await one.rounds(3)
         with trio.fail_after(SECONDS):
             async with trio.open_nursery() as nursery:
-                await nursery.start(other.receive, url, str(ours))
+                await nursery.start(partial(other.receive, url, tls_dir=str(ours)))
                 await one.send(url, tls_dir=str(ours), connections=connections)
 
         await other.rounds(5)

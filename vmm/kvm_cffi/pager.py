@@ -5,14 +5,18 @@ Source: Linux Documentation/admin-guide/mm/userfaultfd.rst.
 
 from __future__ import annotations
 
+import errno
 import os
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vmm.errors import HostError
+from vmm.errors import HostError, PeerError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.mechanisms import EVENT_FLAGS
+
+if TYPE_CHECKING:
+    from vmm.kvm_cffi.guest_memory import GuestMemoryMap
 
 HINT = (
     "this process may not handle page faults of the kernel: run it as root, give it CAP_SYS_PTRACE "
@@ -82,6 +86,13 @@ class Pager(Closing):
         if result < 0:
             raise HostError("pthread_create", -result)
 
+    def ask(self, socket_fd: int) -> None:
+        """Before regions are added: have their content come from a peer, by guest addresses.
+
+        The socket does not block; it stays the caller's, and open until this is closed.
+        """
+        lib.vk_pager_ask(self._pager, socket_fd)
+
     @property
     def progress(self) -> PagerProgress:
         """Where it stands."""
@@ -95,3 +106,24 @@ class Pager(Closing):
         if fd >= 0:
             lib.vk_pager_free(self._pager)
             os.close(fd)
+
+
+class FaultServer:
+    """The other end of ``Pager.ask``: answers for pages of a memory. One thread uses it."""
+
+    def __init__(self, fd: int, memory: GuestMemoryMap) -> None:
+        self._fd = fd
+        self._memory = memory
+        self._server = ffi.new("struct vk_fault_server *")
+
+    def serve(self) -> int | None:
+        """Answer what has come: how many pages, 0 for none, None once the peer has closed.
+
+        Raises: PeerError when it asks for what is no page, or does not read.
+        """
+        served = lib.vk_faults_serve(self._fd, self._memory.handle, self._server)
+        if served == -errno.ECONNRESET:
+            return None
+        if served < 0:
+            raise PeerError(f"The destination's faults cannot be served: {os.strerror(-served)}")
+        return int(served)

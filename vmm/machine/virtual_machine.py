@@ -322,7 +322,7 @@ class VirtualMachine:
         await trio.lowlevel.wait_readable(pager.event_fd)
         now = pager.progress
         if now.state is PagerState.FAILED:
-            self._fail(HostError("read of a snapshot's RAM", now.error))
+            self._fail(HostError("read of RAM on demand", now.error))
             return
         logger.info("All of RAM is there; %d accesses had to wait for theirs", now.faults)
         self.memory.pager = None

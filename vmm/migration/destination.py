@@ -23,6 +23,7 @@ from vmm.listener import listening
 from vmm.migration.address import UnixAddress
 from vmm.migration.link import PATIENCE_S, Link
 from vmm.migration.messages import Description
+from vmm.migration.postcopy import FAULT_CONNECTION_S, duplicate, fetch_on_demand
 from vmm.migration.protocol import (
     HEADER_BYTES,
     MOST_CONNECTIONS,
@@ -122,7 +123,12 @@ class Arrival(Closing):
         progress: Progress,
         check: Callable[[Description], None],
         patience_s: float = PATIENCE_S,
+        *,
+        is_postcopy: bool = False,
     ) -> None:
+        self._is_postcopy = is_postcopy
+        self._fault_fd: int | None = None
+        self._fault_came = trio.Event()
         self._listener = listener
         self._progress = progress
         self._check = check
@@ -135,6 +141,9 @@ class Arrival(Closing):
 
     def close(self) -> None:
         """Let go of all connections and descriptors."""
+        fd, self._fault_fd = self._fault_fd, None
+        if fd is not None:
+            os.close(fd)
         self._open.close()
 
     @property
@@ -199,10 +208,28 @@ class Arrival(Closing):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_others, nursery, memory_map)
             state = await self._take_state(memory_map)
+            if self._is_postcopy:
+                await self._wait_for_faults()
             nursery.cancel_scope.cancel()
+        self._fetch_rest(memory)
         self._progress.stop_moving()
         self._progress.phase = MigrationPhase.STATE
         return MachineState.from_json(state)
+
+    async def _wait_for_faults(self) -> None:
+        with trio.move_on_after(FAULT_CONNECTION_S):
+            await self._fault_came.wait()
+            return
+        raise PeerError(
+            "The source sent the VM before its memory, and no connection to ask for that; give "
+            "memory_mode=Postcopy at both sides"
+        )
+
+    def _fetch_rest(self, memory: GuestMemory) -> None:
+        """Have memory come as it is touched, where the source keeps it until then."""
+        fd, self._fault_fd = self._fault_fd, None
+        if fd is not None:
+            fetch_on_demand(fd, memory)
 
     async def _take_state(self, memory: GuestMemoryMap) -> str:
         while True:
@@ -230,8 +257,9 @@ class Arrival(Closing):
         """Take memory from a connection beside the first until that is closed."""
         with sock:
             link = await self._listener.linked(sock, ROLE_PATIENCE_S)
-            if decode_role(await link.receive(ROLE_BYTES)) is not Role.MEMORY:
-                raise PeerError("A connection came for page faults before the VM runs here")
+            if decode_role(await link.receive(ROLE_BYTES)) is Role.FAULT:
+                self._take_fault_connection(sock)
+                return
             link.patience_s = self._patience_s
             while True:
                 await link.readable()
@@ -241,6 +269,15 @@ class Arrival(Closing):
                 request = Request.decode(header)
                 self._receiver.accept_beside(request)
                 await self._take_memory(link, request, memory)
+
+    def _take_fault_connection(self, sock: trio.socket.SocketType) -> None:
+        if not self._is_postcopy or self._fault_came.is_set():
+            raise PeerError(
+                "A connection came to ask for memory, which nobody awaits; give "
+                "memory_mode=Postcopy at both sides"
+            )
+        self._fault_fd = duplicate(sock)
+        self._fault_came.set()
 
     async def _take_memory(self, link: Link, request: Request, memory: GuestMemoryMap) -> None:
         table = RangeTable.decode(await link.receive(request.length))

@@ -50,6 +50,10 @@ class Link:
         if sock.family != socket.AF_UNIX:
             _watch_peer(sock)
 
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Close the socket. A second call does nothing."""
         self._socket.close()

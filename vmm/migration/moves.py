@@ -50,6 +50,8 @@ class Moves:
         """Stop what is under way. Raises: StateError when nothing is, or it is too late."""
         if not self._is_under_way:
             raise StateError("No migration is under way")
+        if self._moving is not None and self._moving.is_decided:
+            raise StateError("The VM runs at another VMM already, and its memory follows it")
         if not await self.stop():
             raise StateError("The VM has moved to another VMM already")
 
@@ -100,7 +102,10 @@ class Moves:
     def _sending(self, data: SendMigrationData) -> Operation:
         from vmm.migration.rules import check_send
 
-        self._vm.needed_machine()
+        if self._vm.needed_machine().value.memory.pager is not None:
+            raise StateError(
+                "Not all of the VM's RAM is here yet: it is read on demand; try again later"
+            )
         return partial(self._send, data, check_send(data, self._vm.stored_config()))
 
     async def _send(self, data: SendMigrationData, address: Address, progress: Progress) -> None:
@@ -140,11 +145,13 @@ class Moves:
     async def _receive(
         self, data: ReceiveMigrationData, address: Address, progress: Progress
     ) -> None:
+        from vmm.config.requests import MigrationMode
         from vmm.migration.destination import Arrival, adjusted, check_processors, listen
 
         async with listen(address, data.tls_dir) as listener:
             self._events.emit("vm", "migration-receive-ready")
-            with Arrival(listener, progress, check_processors) as arrival:
+            is_postcopy = data.memory_mode is MigrationMode.POSTCOPY
+            with Arrival(listener, progress, check_processors, is_postcopy=is_postcopy) as arrival:
                 try:
                     description = await arrival.meet()
                     self._events.emit("vm", "migration-receive-started")

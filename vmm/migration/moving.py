@@ -35,13 +35,19 @@ class Moving:
         """Whether the VM may be changed again."""
         return self._ended.is_set()
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether the VM is the other VMM's already, if not yet all of its memory."""
+        return self.progress.fate is Fate.GONE
+
     def info(self) -> MigrationInfo:
         """What ``vm.migration`` shows."""
         return self.progress.describe()
 
     async def cancel(self) -> None:
         """Stop it, unless the VM has been handed over already, and wait for its end."""
-        self._scope.cancel()
+        if self.progress.fate is not Fate.GONE:
+            self._scope.cancel()
         await self._ended.wait()
 
     async def run(self, operation: Callable[[Progress], Awaitable[None]]) -> None:

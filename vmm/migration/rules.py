@@ -54,6 +54,10 @@ def check_send(data: SendMigrationData, config: VmConfig) -> Address:
                 f"memory_mode is Postcopy and connections is {data.connections}; it must be 1",
             ),
             (
+                is_postcopy and is_prefaulted(config.memory),
+                "memory_mode is Postcopy and prefault is on (memory, memory.zones); choose one",
+            ),
+            (
                 data.local and not _is_shared(config.memory),
                 "local hands memory over as descriptors, and not all of this VM's RAM has one; "
                 "boot it with shared=on or hugepages=on (memory, memory.zones)",
@@ -70,7 +74,7 @@ def check_send(data: SendMigrationData, config: VmConfig) -> Address:
     problems += _tls_problems(data.tls_dir, SENDER_FILES, is_unix=is_unix)
     if problems:
         raise ConfigError(*problems)
-    _refuse_postcopy(data.memory_mode)
+    _refuse_encrypted_faults(data.memory_mode, data.tls_dir)
     return address
 
 
@@ -89,15 +93,20 @@ def check_receive(data: ReceiveMigrationData) -> Address:
             "vfio_fds and iommufd_fd are for devices that are passed through, which this version "
             "of the VMM does not have; leave them out"
         )
-    _refuse_postcopy(data.memory_mode)
+    _refuse_encrypted_faults(data.memory_mode, data.tls_dir)
     return address
 
 
-def _refuse_postcopy(mode: MigrationMode) -> None:
-    if mode is MigrationMode.POSTCOPY:
+def _refuse_encrypted_faults(mode: MigrationMode, tls_dir: str | None) -> None:
+    if mode is MigrationMode.POSTCOPY and tls_dir is not None:
         raise UnsupportedError(
-            "memory_mode=Postcopy is not in this version of the VMM; leave it out"
+            "memory_mode=Postcopy with tls_dir is not in this version of the VMM; leave one out"
         )
+
+
+def is_prefaulted(memory: MemoryConfig) -> bool:
+    """Whether any RAM is to be there from the start."""
+    return memory.prefault or any(zone.prefault for zone in memory.zones or ())
 
 
 def _is_shared(memory: MemoryConfig) -> bool:

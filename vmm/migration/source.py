@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import trio
 
 from vmm.config.info import MigrationPhase
-from vmm.config.requests import TimeoutStrategy
+from vmm.config.requests import MigrationMode, TimeoutStrategy
 from vmm.errors import HostError, PeerError, StateError
 from vmm.migration.address import TcpAddress
 from vmm.migration.chunks import PAGE, chunks, windows
 from vmm.migration.link import PATIENCE_S, Link, RefusedError
+from vmm.migration.postcopy import serve_faults
 from vmm.migration.progress import Fate
 from vmm.migration.protocol import VERSION, Command, Request, Role, encode_role
 from vmm.migration.streams import Streams
@@ -104,6 +105,9 @@ class Departure(NamedTuple):
             async with self._standing():
                 await self._finish(link)
             return
+        if self.data.memory_mode is MigrationMode.POSTCOPY:
+            await self._send_ahead(link)
+            return
         async with self._streams(link) as streams:
             with self.machine.watch_ram() as log:
                 with self._deadline():
@@ -111,6 +115,22 @@ class Departure(NamedTuple):
                 async with self._standing():
                     await self._send_rest(log, streams, rest)
                     await self._finish(link)
+
+    async def _send_ahead(self, link: Link) -> None:
+        """Send the VM first, and its memory as it is asked for."""
+        async with AsyncExitStack() as stack:
+            with self._deadline():
+                faults = await self._connect(stack)
+                await faults.send(encode_role(Role.FAULT))
+            async with self._standing():
+                await self._finish(link)
+            self.progress.phase = MigrationPhase.MEMORY
+            self.progress.begin_pass(self.progress.memory_bytes, is_first=True)
+            self.progress.start_moving()
+            await serve_faults(
+                faults, self.machine.memory_map, lambda pages: self.progress.moved(PAGE * pages)
+            )
+        self.events.emit("vm", "postcopy-migration-completed")
 
     @contextmanager
     def _deadline(self) -> Iterator[None]:

@@ -81,23 +81,22 @@ class Host:
         await trio.sleep(0.5)
         assert self.log.read_bytes() == before
 
-    async def receive(
-        self, url: str, tls_dir: str | None = None, *, task_status: trio.TaskStatus[None]
-    ) -> None:
+    async def receive(self, url: str, *, task_status: trio.TaskStatus[None], **how: object) -> None:
         """Have a VM come; started once it may."""
         before = self.vmm.events().count(READY)
         async with trio.open_nursery() as nursery:
-            data = ReceiveMigrationData(receiver_url=url, tls_dir=tls_dir)
+            given = {"receiver_url": url, **how}
+            data = ReceiveMigrationData.model_validate(given, strict=False)
             nursery.start_soon(self.client.receive_migration, data)
             await self.vmm.wait_for_event(READY, SECONDS, after=before)
             task_status.started()
 
     async def refused_receive(
-        self, url: str, tls_dir: str | None = None, *, task_status: trio.TaskStatus[None]
+        self, url: str, *, task_status: trio.TaskStatus[None], **how: object
     ) -> str:
         """The same for a VM that does not come; what is said of that."""
         with pytest.raises(ExceptionGroup) as caught:
-            await self.receive(url, tls_dir, task_status=task_status)
+            await self.receive(url, task_status=task_status, **how)
         (error,) = caught.value.exceptions
         assert isinstance(error, ApiError)
         return str(error)

@@ -32,8 +32,22 @@ struct vk_pager_progress {
 int vk_pager_new(int file_fd, uint64_t file_size, int event_fd, vk_pager **made);
 /* The number of the region, or a negative errno. */
 int vk_pager_add(vk_pager *pager, uint64_t hva, uint64_t size, uint64_t page, uint64_t offset);
+/* Before regions are added: their content comes from a peer, by their guest addresses as offsets. */
+void vk_pager_ask(vk_pager *pager, int socket_fd);
 void vk_pager_mark(vk_pager *pager, uint32_t number, uint64_t start, uint64_t size);
 int vk_pager_start(vk_pager *pager);
 void vk_pager_progress(vk_pager *pager, struct vk_pager_progress *progress);
 /* Ends the threads; whoever touches what is not there after that gets zeros. */
 void vk_pager_free(vk_pager *pager);
+
+/* The other end of vk_pager_ask: requests as they have come so far; faults.c. */
+struct vk_fault_server {
+    uint32_t filled;
+    uint8_t bytes[2048];
+};
+
+/*
+ * Answers what has come: how many pages went, 0 when nothing has; or a negative errno, -ECONNRESET
+ * where the peer has closed. It waits for a peer that does not read, for a while.
+ */
+int64_t vk_faults_serve(int fd, const vk_memory *memory, struct vk_fault_server *server);

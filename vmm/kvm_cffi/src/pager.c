@@ -1,9 +1,9 @@
 /*
- * RAM that is read from a file when it is touched, and in the background meanwhile.
+ * RAM that is read from a file, or asked of a peer, when it is touched and in the background meanwhile.
  *
  * Two threads that never need the interpreter: whoever touches a page that is not there sleeps in the
  * kernel until one of them has placed it, and that may well be the thread that holds the interpreter's
- * lock. `todo` has a bit for each page whose content is still only in the file. A page without one that
+ * lock. `todo` has a bit for each page whose content is still only there. A page without one that
  * is touched and not there is zero: a hole of the file, or given back by the guest since.
  *
  * Source: Linux Documentation/admin-guide/mm/userfaultfd.rst.
@@ -11,123 +11,23 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "kvm_cffi.h"
-#include "uffd.h"
+#include "faults.h"
+#include "pager.h"
 
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
-#include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define MOST_REGIONS 64u
-#define FILL_BYTES (256u << 10)  /* what the background places at once: a fault waits no longer */
 #define FAULT_BYTES (64u << 10)  /* what one fault brings, if its neighbours are missing too */
 #define MESSAGES 16u
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #endif
-
-struct region {
-    uint64_t hva;
-    uint64_t size;
-    uint64_t page;
-    const uint8_t *source;
-    uint64_t *todo;
-};
-
-struct vk_pager {
-    int uffd;
-    int event_fd;
-    int stop_fd;
-    const uint8_t *file;
-    uint64_t file_size;
-    struct region regions[MOST_REGIONS];
-    uint32_t count;
-    pthread_t server;
-    pthread_t filler;
-    uint32_t threads;
-    pthread_mutex_t lock; /* over todo, and what is placed by it */
-    _Atomic bool is_stopping;
-    _Atomic int32_t state;
-    _Atomic int32_t error;
-    _Atomic uint64_t bytes_left;
-    _Atomic uint64_t faults;
-};
-
-int vk_pager_new(int file_fd, uint64_t file_size, int event_fd, vk_pager **made)
-{
-    vk_pager *pager = calloc(1, sizeof *pager);
-    if (pager == NULL)
-        return -ENOMEM;
-    pager->event_fd = event_fd;
-    pager->stop_fd = -1;
-    pager->file_size = file_size;
-    pthread_mutex_init(&pager->lock, NULL);
-    pager->uffd = vk_uffd_open();
-    int result = pager->uffd < 0 ? pager->uffd : 0;
-    if (result == 0 && (pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
-        result = -errno;
-    if (result == 0 && file_size > 0) {
-        void *file = mmap(NULL, file_size, PROT_READ, MAP_SHARED, file_fd, 0);
-        if (file == MAP_FAILED)
-            result = -errno;
-        else
-            pager->file = file;
-    }
-    if (result < 0) {
-        vk_pager_free(pager);
-        return result;
-    }
-    *made = pager;
-    return 0;
-}
-
-int vk_pager_add(vk_pager *pager, uint64_t hva, uint64_t size, uint64_t page, uint64_t offset)
-{
-    if (pager->count == MOST_REGIONS || offset + size > pager->file_size)
-        return -EINVAL;
-    struct region *region = &pager->regions[pager->count];
-    uint64_t words = (size / page + 63) / 64;
-    uint64_t *todo = calloc(words, sizeof *todo);
-    if (todo == NULL)
-        return -ENOMEM;
-    struct uffdio_register range = {
-        .range = {.start = hva, .len = size},
-        .mode = UFFDIO_REGISTER_MODE_MISSING,
-    };
-    if (ioctl(pager->uffd, UFFDIO_REGISTER, &range) < 0) {
-        int result = -errno;
-        free(todo);
-        return result;
-    }
-    *region = (struct region){
-        .hva = hva, .size = size, .page = page, .source = pager->file + offset, .todo = todo};
-    return (int)pager->count++;
-}
-
-void vk_pager_mark(vk_pager *pager, uint32_t number, uint64_t start, uint64_t size)
-{
-    struct region *region = &pager->regions[number];
-    uint64_t last = (start + size - 1) / region->page;
-    uint64_t added = 0;
-    for (uint64_t page = start / region->page; page <= last; page++) {
-        uint64_t bit = 1ull << page % 64;
-        added += (region->todo[page / 64] & bit) == 0;
-        region->todo[page / 64] |= bit;
-    }
-    atomic_fetch_add(&pager->bytes_left, added * region->page);
-}
-
-static bool is_todo(const struct region *region, uint64_t page)
-{
-    return (region->todo[page / 64] >> page % 64 & 1) != 0;
-}
 
 static void forget(vk_pager *pager, struct region *region, uint64_t first, uint64_t count)
 {
@@ -166,10 +66,19 @@ static void fail(vk_pager *pager, int error)
  */
 static int place(vk_pager *pager, struct region *region, uint64_t first, uint64_t count)
 {
+    const uint8_t *source = region->source + first * region->page;
+    if (pager->peer_fd >= 0) {
+        uint64_t gpa = region->offset + first * region->page;
+        int asked = vk_faults_ask(pager->peer_fd, gpa, region->page, count, pager->arrived,
+                                  &pager->is_stopping);
+        if (asked < 0)
+            return -asked;
+        source = pager->arrived;
+    }
     while (count > 0) {
         struct uffdio_copy copy = {
             .dst = region->hva + first * region->page,
-            .src = (uintptr_t)(region->source + first * region->page),
+            .src = (uintptr_t)source,
             .len = count * region->page,
         };
         int result = ioctl(pager->uffd, UFFDIO_COPY, &copy) == 0 ? 0 : errno;
@@ -179,6 +88,7 @@ static int place(vk_pager *pager, struct region *region, uint64_t first, uint64_
             wake(pager, copy.dst, region->page);
         }
         forget(pager, region, first, done);
+        source += done * region->page;
         first += done;
         count -= done;
         if (result == EAGAIN && done == 0)
@@ -236,6 +146,8 @@ static uint64_t pages_in(const struct region *region, uint64_t bytes)
 /* Have the file's pages in memory before the lock is taken; an error shows when they are copied. */
 static void fetch(const struct region *region, uint64_t first, uint64_t count)
 {
+    if (region->source == NULL)
+        return;
     uintptr_t start = (uintptr_t)(region->source + first * region->page) & ~4095ull;
     uintptr_t end = (uintptr_t)(region->source + (first + count) * region->page);
     madvise((void *)start, end - start, MADV_POPULATE_READ);
@@ -277,7 +189,7 @@ static void serve_removal(vk_pager *pager, uint64_t start, uint64_t end)
     pthread_mutex_unlock(&pager->lock);
 }
 
-static void *serve(void *argument)
+void *vk_pager_serve(void *argument)
 {
     vk_pager *pager = argument;
     struct uffd_msg messages[MESSAGES];
@@ -319,7 +231,7 @@ static uint64_t fill_some(vk_pager *pager, struct region *region, uint64_t page)
     return page + (count > 0 ? count : 1);
 }
 
-static void *fill(void *argument)
+void *vk_pager_fill(void *argument)
 {
     vk_pager *pager = argument;
     for (uint32_t i = 0; i < pager->count; i++) {
@@ -343,52 +255,4 @@ static void *fill(void *argument)
     eventfd_write(pager->stop_fd, 1);
     eventfd_write(pager->event_fd, 1);
     return NULL;
-}
-
-int vk_pager_start(vk_pager *pager)
-{
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int result = pthread_create(&pager->server, NULL, serve, pager);
-    if (result == 0) {
-        pager->threads = 1;
-        pthread_setname_np(pager->server, "pager");
-        result = pthread_create(&pager->filler, NULL, fill, pager);
-    }
-    if (result == 0) {
-        pager->threads = 2;
-        pthread_setname_np(pager->filler, "pager-fill");
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return -result;
-}
-
-void vk_pager_progress(vk_pager *pager, struct vk_pager_progress *progress)
-{
-    progress->state = atomic_load(&pager->state);
-    progress->error = atomic_load(&pager->error);
-    progress->bytes_left = atomic_load(&pager->bytes_left);
-    progress->faults = atomic_load(&pager->faults);
-}
-
-void vk_pager_free(vk_pager *pager)
-{
-    atomic_store(&pager->is_stopping, true);
-    if (pager->threads > 1)
-        pthread_join(pager->filler, NULL);
-    if (pager->threads > 0) {
-        eventfd_write(pager->stop_fd, 1);
-        pthread_join(pager->server, NULL);
-    }
-    if (pager->uffd >= 0)
-        close(pager->uffd);
-    if (pager->stop_fd >= 0)
-        close(pager->stop_fd);
-    if (pager->file != NULL)
-        munmap((void *)(uintptr_t)pager->file, pager->file_size);
-    for (uint32_t i = 0; i < pager->count; i++)
-        free(pager->regions[i].todo);
-    pthread_mutex_destroy(&pager->lock);
-    free(pager);
 }

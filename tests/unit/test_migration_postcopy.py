@@ -1,0 +1,158 @@
+"""RAM by request over a socket: what is touched, what follows, and a peer that fails or lies."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+
+from vmm.boot.layout import RamRange
+from vmm.errors import PeerError
+from vmm.kvm_cffi.pager import FaultServer, PagerState
+from vmm.machine.memory import GuestMemory
+from vmm.machine.zones import Zone
+from vmm.migration.link import Link
+from vmm.migration.postcopy import fetch_on_demand, serve_faults
+from vmm.testing.memory import FakeMemory
+
+PAGE = 4096
+GPA = 1 << 20
+SIZE = 8 << 20
+ZONE = Zone("ram", SIZE, thp=False)
+
+
+@contextmanager
+def joined() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        yield near, far
+
+
+def filled() -> FakeMemory:
+    memory = FakeMemory((GPA, SIZE))
+    memory.write(GPA, random.Random(9).randbytes(SIZE))
+    return memory
+
+
+@contextmanager
+def fetching(far: socket.socket) -> Iterator[GuestMemory]:
+    with GuestMemory.open([ZONE], [RamRange(GPA, SIZE)]) as memory:
+        fetch_on_demand(far.detach(), memory)
+        yield memory
+
+
+async def touched(memory: GuestMemory, at: int) -> bytes:
+    """A page, touched by the kernel in a thread: the other side is in this process too, and whoever
+    touches waits with all that he holds."""
+    [region] = memory.regions
+    fd = os.memfd_create("touched")
+    try:
+        with region.view[at : at + PAGE] as page:
+            assert await trio.to_thread.run_sync(os.pwrite, fd, page, 0) == PAGE
+        return os.pread(fd, PAGE, 0)
+    finally:
+        os.close(fd)
+
+
+async def wait_for_end(memory: GuestMemory) -> PagerState:
+    assert memory.pager is not None
+    with trio.fail_after(20):
+        await trio.lowlevel.wait_readable(memory.pager.event_fd)
+    return memory.pager.progress.state
+
+
+async def test_ram_is_what_it_was_when_touched_and_when_all_has_come() -> None:
+    source = filled()
+    pages: list[int] = []
+    with joined() as (near, far):
+        link = Link(trio.socket.from_stdlib_socket(near))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_faults, link, source.map(), pages.append)
+            with fetching(far) as memory:
+                for page in (SIZE - PAGE, 5 * PAGE):
+                    read = await touched(memory, page)
+                    assert read == source.read(GPA + page, PAGE)
+                assert await wait_for_end(memory) is PagerState.DONE
+                assert memory.read(GPA, SIZE) == source.read(GPA, SIZE)
+                assert memory.pager is not None
+                memory.pager.close()
+    assert sum(pages) == SIZE // PAGE
+
+
+async def test_loss_of_the_source_is_told() -> None:
+    with joined() as (near, far), fetching(far) as memory:
+        near.close()
+
+        assert await wait_for_end(memory) is PagerState.FAILED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        struct.pack("<H6xQ", 2, PAGE),
+        struct.pack("<H6xQ", 1, PAGE + 1),
+        struct.pack("<H6xQ", 7, 0),
+    ],
+)
+async def test_answer_that_is_none_is_told(answer: bytes) -> None:
+    with joined() as (near, far), fetching(far) as memory:
+        near.sendall(answer)
+
+        assert await wait_for_end(memory) is PagerState.FAILED
+
+
+def request(command: int, length: int, gpa: int, size: int) -> bytes:
+    return struct.pack("<H6xQQQ", command, length, gpa, size)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        request(4, 16, GPA, PAGE),
+        request(9, 17, GPA, PAGE),
+        request(9, 16, 0, PAGE),
+        request(9, 16, GPA + SIZE - PAGE, 2 * PAGE),
+        request(9, 16, GPA, 0),
+        request(9, 16, GPA, 1 << 40),
+        request(9, 16, (1 << 64) - PAGE, 2 * PAGE),
+    ],
+)
+def test_request_for_what_is_no_page_is_refused(asked: bytes) -> None:
+    source = filled()
+    memory_map = source.map()
+    with joined() as (near, far):
+        server = FaultServer(near.fileno(), memory_map)
+        far.sendall(request(9, 16, GPA, PAGE) + asked)
+
+        with pytest.raises(PeerError, match="cannot be served"):
+            server.serve()
+
+        assert far.recv(16) == struct.pack("<H6xQ", 1, PAGE)
+
+
+def test_request_in_pieces_is_answered_once_it_is_whole() -> None:
+    source = filled()
+    memory_map = source.map()
+    with joined() as (near, far):
+        server = FaultServer(near.fileno(), memory_map)
+        assert server.serve() == 0
+        whole = request(9, 16, GPA + PAGE, PAGE)
+        far.sendall(whole[:20])
+        assert server.serve() == 0
+        far.sendall(whole[20:] + whole)
+        assert server.serve() == 2
+        far.setblocking(True)
+        answers = b""
+        while len(answers) < 2 * (16 + PAGE):
+            answers += far.recv(1 << 16)
+        assert answers == 2 * (struct.pack("<H6xQ", 1, PAGE) + source.read(GPA + PAGE, PAGE))
+        far.close()
+        assert server.serve() is None
