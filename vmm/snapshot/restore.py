@@ -12,7 +12,7 @@ from vmm.config.document import parse_document
 from vmm.config.requests import MemoryRestoreMode
 from vmm.config.rules.restore import validate_restore
 from vmm.config.vm import VmConfig
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, UnsupportedError
 from vmm.snapshot.descriptors import with_descriptors
 from vmm.snapshot.files import CONFIG, MEMORY, STATE, read_text
 from vmm.snapshot.memory_file import open_memory, read_memory
@@ -23,7 +23,7 @@ from vmm.snapshot.url import path_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmm.config.requests import RestoreConfig
+    from vmm.config.requests import RestoreConfig, ZoneUpdate
     from vmm.kvm_cffi import Vm
     from vmm.machine.memory import GuestMemory
     from vmm.machine.saved import SavedMemory
@@ -47,7 +47,13 @@ class Snapshot:
             config = parse_document(VmConfig, document)
         except ConfigError as error:
             raise ConfigError(f"{self._folder}/{CONFIG} is no configuration") from error
-        self.config = with_descriptors(config, document, request, descriptors)
+        if request.vfio_fds or request.iommufd_fd is not None:
+            raise UnsupportedError(
+                "vfio_fds and iommufd_fd (--restore vfio_fds=…) are for devices by VFIO, which are "
+                "not in this version of the VMM; leave them out"
+            )
+        config = with_descriptors(config, document, request, descriptors)
+        self.config = _with_nodes(config, request.zone_updates or ())
         try:
             self._state = MachineState.from_json(read_text(self._folder, STATE))
         except ConfigError as error:
@@ -77,3 +83,23 @@ class Snapshot:
         finally:
             os.close(fd)
         return self._state
+
+
+def _with_nodes(config: VmConfig, updates: Sequence[ZoneUpdate]) -> VmConfig:
+    """The configuration with memory zones on other NUMA nodes of the host.
+
+    Raises: ConfigError for a zone that there is not (caller).
+    """
+    nodes = {update.id: update.host_numa_node for update in updates}
+    zones = tuple(
+        zone.model_copy(update={"host_numa_node": nodes.pop(zone.id, zone.host_numa_node)})
+        for zone in config.memory.zones or ()
+    )
+    if nodes:
+        raise ConfigError(
+            f"zone_updates names {', '.join(nodes)}, and the snapshot has no such memory zone"
+        )
+    if not updates:
+        return config
+    memory = config.memory.model_copy(update={"zones": zones})
+    return config.model_copy(update={"memory": memory})
