@@ -23,6 +23,7 @@ from tools.bench import (
     memory,
     network,
     requests,
+    snapshot,
     startup,
 )
 from tools.bench.errors import BenchError
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "disk": disk.measure,
     "network": network.measure,
     "consoles": consoles.measure,
+    "snapshot": snapshot.measure,
 }
 ROUNDS = 7
 

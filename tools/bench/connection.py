@@ -49,6 +49,14 @@ class Connection:
             self._receive()
         self._ahead = self._ahead[length:]
 
+    def put(self, name: str, body: bytes | None = None) -> None:
+        """Send a PUT request of the API and read its reply. Raises: BenchError unless a 204."""
+        length = b"" if body is None else f"Content-Length: {len(body)}\r\n".encode()
+        head = f"PUT /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\n".encode()
+        self.send(head + length + b"\r\n" + (body or b""))
+        reply = self._up_to(b"\r\n\r\n")
+        self.expect(reply.startswith(b"HTTP/1.1 204"), f"replied {reply[:40]!r} to {name}")
+
     def expect(self, condition: bool, otherwise: str) -> None:
         """Insist on what the peer should have done. Raises: BenchError."""
         if not condition:

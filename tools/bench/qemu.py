@@ -45,11 +45,13 @@ def greet(connection: Connection) -> None:
     execute(connection, "qmp_capabilities")
 
 
-def execute(connection: Connection, name: str) -> None:
-    """Send one command and wait for its reply. Raises: BenchError when it is an error."""
-    connection.send(json.dumps({"execute": name}).encode() + b"\n")
+def execute(connection: Connection, name: str, **arguments: object) -> dict[str, object]:
+    """Send one command and give what it returns. Raises: BenchError when it is an error."""
+    command = {"execute": name, "arguments": arguments}
+    connection.send(json.dumps(command).encode() + b"\n")
     while True:
         reply = json.loads(connection.line())
         if "event" not in reply:
             connection.expect("return" in reply, f"answered {name} with {reply}")
-            return
+            returned: dict[str, object] = reply["return"]
+            return returned
