@@ -119,6 +119,5 @@ async def test_guest_goes_on_in_another_vmm_with_all_its_devices(
                     "for i in 0 1; do taskset -c $i true || taskset $((i+1)) true; done; echo ran"
                 )
             ).strip() == "ran"
-            assert "BUG" not in await guest.run("dmesg")
             await vmm.put("vm.power-button")
             await guest.console.wait_for("GUEST-POWEROFF", 60)
