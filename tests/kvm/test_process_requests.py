@@ -90,7 +90,7 @@ BAD = {
     "an unknown address": (put("vm.explode", b""), 404, "Not Found"),
     "no VM": (put("vm.pause", b""), 404, "VM is not created"),
     "no VM to boot": (put("vm.boot", b""), 404, "VM config is missing"),
-    "a call that is not there yet": (put("vm.snapshot", b"{}"), 501, "/vm.snapshot"),
+    "no VM to save": (put("vm.snapshot", b'{"destination_url": "file:///"}'), 404, "not created"),
 }  # fmt: skip
 """Requests to a VMM without a VM: what is sent, the status, and a part of the answer."""
 

@@ -47,7 +47,7 @@ def greet(connection: Connection) -> None:
 
 def execute(connection: Connection, name: str, **arguments: object) -> dict[str, object]:
     """Send one command and give what it returns. Raises: BenchError when it is an error."""
-    command = {"execute": name, "arguments": arguments}
+    command = {"execute": name} | ({"arguments": arguments} if arguments else {})
     connection.send(json.dumps(command).encode() + b"\n")
     while True:
         reply = json.loads(connection.line())
