@@ -20,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import trio
+import trio.lowlevel
 
 from vmm import FEATURES, __version__
 from vmm.cli import format_error_chain
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from vmm.machine.commands import Command
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LEFT_ALONE_S = 0.5
 EXIT_OK = 0
 EXIT_FAILURE = 1
 
@@ -93,6 +95,8 @@ async def _serve(owner: VmOwner, invocation: Invocation, listener: socket.socket
             else:
                 guest_runs = bool(steps)
                 nursery.start_soon(partial(_serve_api, owner, listener, guest_runs=guest_runs))
+                if not guest_runs:
+                    nursery.start_soon(_be_ready, owner)
             await ended.wait()
         nursery.cancel_scope.cancel()
     return EXIT_FAILURE if owner.has_failed else code
@@ -174,6 +178,16 @@ async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: boo
         features=FEATURES,
     )
     await serve(owner, listener, about)
+
+
+async def _be_ready(owner: VmOwner) -> None:
+    """Prepare for a restore once a VMM that has no VM was left alone for a while."""
+    await trio.sleep(LEFT_ALONE_S)
+    if not owner.has_vm:
+        from vmm.snapshot.prepare import prepare
+
+        for _ in prepare():
+            await trio.lowlevel.checkpoint()
 
 
 def _collect_garbage_from_now_on() -> None:

@@ -13,12 +13,18 @@ import trio
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import RESULTS, write_kernel
 from tests.kvm.guests.machines import DEADLINE_S, Recorder, Running, Wishes, configure, running
-from vmm.config.requests import RestoreConfig
+from tests.kvm.guests.virtio import AVAIL, BAR, BUFFER, DESC, USED, move_bar, set_up
+from vmm.config.requests import MemoryRestoreMode, RestoreConfig
 from vmm.config.vm import VmConfig
+from vmm.errors import HostError, StateError
+from vmm.kvm_cffi import Vm
+from vmm.kvm_cffi.pager import Pager
 from vmm.machine.consoles import Consoles
+from vmm.machine.memory import GuestMemory
 from vmm.machine.vm import open_machine
 from vmm.snapshot.restore import Snapshot
 from vmm.snapshot.state import MachineState
+from vmm.virtio.pci_transport import NOTIFY
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -98,3 +104,89 @@ async def test_guest_goes_on_at_once_while_its_memory_is_read_on_demand(
         assert vm.machine.memory.read(32 << 20, 16 << 20) == noise
         assert vm.machine.memory.read(48 << 20, 16 << 20) == bytes(16 << 20)
         assert b"lost" not in vm.debug.output
+
+
+ASKING = f"""
+    {move_bar(1)}
+    {set_up()}
+    movl ${BUFFER:#x}, {DESC:#x}
+    movl $64, {DESC + 8:#x}
+    movw $2, {DESC + 12:#x}
+1:  incw {AVAIL + 2:#x}
+    movw $0, {BAR + NOTIFY:#x}
+2:  mov {AVAIL + 2:#x}, %ax
+    cmp %ax, {USED + 2:#x}
+    jne 2b
+    {programs.say(".")}
+    jmp 1b
+"""
+"""Asks the entropy device, whose BAR it has moved, again and again, and tells of each answer."""
+
+
+async def test_queue_and_moved_bar_go_on_in_another_machine(tmp_path: Path) -> None:
+    config = configure(write_kernel(tmp_path, ASKING))
+    async with running(config) as vm:
+        await vm.debug.wait_for(b"...")
+        saved = await save(vm, config, tmp_path / "snapshot")
+        tree = vm.machine.device_tree
+
+    async with restored(tmp_path / "snapshot") as vm:
+        assert vm.machine.device_tree == tree
+        again = vm.machine.save()
+        assert again.devices == saved.devices
+        assert again.board["__ioapic"] == saved.board["__ioapic"]
+        await vm.machine.resume()
+        await vm.debug.wait_for(b"...")
+
+
+async def test_machine_whose_memory_is_not_all_there_is_not_saved(tmp_path: Path) -> None:
+    config = configure(write_kernel(tmp_path, PROGRAM))
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4096))
+    async with running(config) as vm:
+        await vm.machine.pause()
+        with path.open("rb") as file, Pager(file.fileno(), 4096) as pager:
+            vm.machine.memory.pager = pager
+            with pytest.raises(StateError, match="on-demand memory restore is still in progress"):
+                vm.machine.save()
+            vm.machine.memory.pager = None
+        vm.machine.save()
+
+
+async def test_lost_file_ends_a_machine_that_reads_on_demand(tmp_path: Path) -> None:
+    config = configure(write_kernel(tmp_path, PROGRAM))
+    async with running(config) as vm:
+        await vm.machine.pause()
+        vm.machine.memory.write(32 << 20, os.urandom(16 << 20))
+        await trio.Path(tmp_path / "snapshot").mkdir()
+        await vm.machine.snapshot(str(tmp_path / "snapshot"), vm.machine.described_in(config))
+
+    lost = Snapshot(
+        RestoreConfig(
+            source_url=f"file://{tmp_path}/snapshot",
+            memory_restore_mode=MemoryRestoreMode.ONDEMAND,
+        )
+    )
+    provide = lost.provide
+
+    async def lose(memory: GuestMemory, vm: Vm) -> MachineState:
+        state = await provide(memory, vm)
+        assert memory.pager is not None
+        memory.pager.close()
+        path = tmp_path / "snapshot" / "memory-ranges"
+        with path.open("r+b") as file:
+            pager = Pager(file.fileno(), 64 << 20)
+            number = pager.add(memory.regions[0].hva, 64 << 20, 4096, 0)
+            pager.mark(number, 0, 64 << 20)
+            file.truncate(4096)
+            memory.hold(pager)
+            pager.start()
+        memory.pager = pager
+        return state
+
+    lost.provide = lose  # type: ignore[method-assign]
+    consoles = Consoles(Recorder(), Recorder(), Recorder())
+    with pytest.RaisesGroup(HostError, flatten_subgroups=True):
+        async with open_machine(lost.config, consoles, Wishes(), source=lost) as machine:
+            await machine.resume()
+            await trio.sleep_forever()

@@ -86,6 +86,11 @@ class HeldVm:
         await self.leave_consoles()
         self._descriptors.close_unnamed(None)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one."""
+        return self._config is not None
+
     def explained(self, error: VmmError) -> VmmError:
         """An error that the confinement of this VM may be behind, with that said."""
         return explained(error, self._config)

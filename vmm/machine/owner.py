@@ -105,6 +105,11 @@ class VmOwner:
         return self._ended
 
     @property
+    def has_vm(self) -> bool:
+        """Whether there is a VM, be it only created."""
+        return self._vm.is_there
+
+    @property
     def has_failed(self) -> bool:
         """Whether it ended because a VM that its guest had reset could not be built anew."""
         return self._failed

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STEP: Final = 64 << 20
+STEP: Final = 16 << 20
 """Bytes that one turn in a worker thread carries; a cancelled snapshot ends after one."""
+WORKERS: Final = 2
+"""Steps at a time: one copies while the other waits for pages or the disk."""
 TOLD_EVERY: Final = 4
 """Parts of the whole after each of which the log has a line."""
 
@@ -34,6 +37,15 @@ class Part(NamedTuple):
 
     region: Region
     offset: int | None
+
+
+class Step(NamedTuple):
+    """A piece that is carried at once: ``start`` in the region is at ``offset`` of the file."""
+
+    region: Region
+    offset: int
+    start: int
+    size: int
 
 
 def parts_of(regions: Sequence[Region]) -> list[Part]:
@@ -65,19 +77,12 @@ async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
     """Write the RAM of a VM that stands; give how many bytes were not zero. Raises: HostError."""
     parts = parts_of(memory.regions)
     total = size_of(parts)
-    progress = _Progress("written to", path, total)
-    written = 0
+    steps = (step for part in parts for step in _stored(part))
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.truncate(fd, total)
-        for region, offset in parts:
-            if offset is None:
-                continue
-            untouched = pagemap if region.fd is None else -1
-            for start, size in _stored(region):
-                args = (fd, region.hva + start, size, offset + start, untouched)
-                written += await trio.to_thread.run_sync(write_ram, *args)
-                progress.tell(offset + start + size)
+        write = partial(_write, fd, pagemap)
+        written = await _carry(steps, write, _Progress("written to", path, total))
         await trio.to_thread.run_sync(os.fdatasync, fd)
     except HostError as error:
         raise HostError("write of a snapshot", error.errno, path=path, hint=_room(error)) from error
@@ -112,43 +117,77 @@ def open_memory(folder: str, name: str, memory: GuestMemory) -> int:
 async def read_memory(fd: int, path: str, memory: GuestMemory) -> None:
     """Read all of RAM. Raises: ConfigError when the file ends early (caller), HostError."""
     parts = parts_of(memory.regions)
-    progress = _Progress("read from", path, size_of(parts))
-    for region, offset in parts:
-        if offset is None:
-            continue
-        for start, size in _filled(fd, region, offset):
-            args = (fd, region.hva + start, size, offset + start)
-            try:
-                got = await trio.to_thread.run_sync(read_ram, *args)
-            except HostError as error:
-                raise HostError("read of a snapshot", error.errno, path=path) from error
-            if got < size:
-                raise ConfigError(
-                    f"{path} ends at byte {offset + start + got}; it has become shorter meanwhile"
-                )
-            progress.tell(offset + start + size)
+    steps = (step for part in parts for step in _filled(fd, part))
+    try:
+        await _carry(steps, partial(_read, fd, path), _Progress("read from", path, size_of(parts)))
+    except HostError as error:
+        raise HostError("read of a snapshot", error.errno, path=path) from error
 
 
-def _stored(region: Region) -> Iterator[tuple[int, int]]:
+async def _carry(steps: Iterator[Step], carry: Callable[[Step], int], progress: _Progress) -> int:
+    """Carry steps in worker threads, some at a time; the sum of what that gives.
+
+    Raises: what the first one that fails does.
+    """
+    total = 0
+
+    async def work() -> None:
+        nonlocal total
+        for step in steps:
+            total += await trio.to_thread.run_sync(carry, step)
+            progress.tell(step.size)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for _ in range(WORKERS):
+                nursery.start_soon(work)
+    except ExceptionGroup as group:
+        error: Exception = group
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        raise error from error.__cause__
+    return total
+
+
+def _write(fd: int, pagemap: int, step: Step) -> int:
+    untouched = pagemap if step.region.fd is None else -1
+    return write_ram(fd, step.region.hva + step.start, step.size, step.offset, untouched)
+
+
+def _read(fd: int, path: str, step: Step) -> int:
+    got = read_ram(fd, step.region.hva + step.start, step.size, step.offset)
+    if got < step.size:
+        raise ConfigError(f"{path} ends at byte {step.offset + got}; it has become shorter")
+    return got
+
+
+def _stored(part: Part) -> Iterator[Step]:
     """The steps of a region that may hold anything: of a file's, not the holes."""
+    region = part.region
     extents = [(0, region.size)]
     if region.zone.is_file and region.fd is not None:
-        at = region.offset
-        found = data_of(region.fd, at, region.size)
-        extents = [(start - at, size) for start, size in found]
-    for start, size in extents:
-        yield from _steps(start, size)
+        found = data_of(region.fd, region.offset, region.size)
+        extents = [(start - region.offset, size) for start, size in found]
+    return _steps(part, extents)
 
 
-def _filled(fd: int, region: Region, offset: int) -> Iterator[tuple[int, int]]:
+def _filled(fd: int, part: Part) -> Iterator[Step]:
     """The steps of a region that have to be read: all, where it is not zero at first."""
-    is_zero = region.zone.file is None or region.zone.is_file
+    region = part.region
     extents = [(0, region.size)]
-    if is_zero:
-        found = data_of(fd, offset, region.size)
-        extents = [(start - offset, size) for start, size in found]
-    for start, size in extents:
-        yield from _steps(start, size)
+    if part.offset is not None and (region.zone.file is None or region.zone.is_file):
+        found = data_of(fd, part.offset, region.size)
+        extents = [(start - part.offset, size) for start, size in found]
+    return _steps(part, extents)
+
+
+def _steps(part: Part, extents: Sequence[tuple[int, int]]) -> Iterator[Step]:
+    if part.offset is None:
+        return
+    for first, size in extents:
+        for start in range(first, first + size, STEP):
+            taken = min(STEP, first + size - start)
+            yield Step(part.region, part.offset + start, start, taken)
 
 
 def data_of(fd: int, start: int, size: int) -> list[tuple[int, int]]:
@@ -168,11 +207,6 @@ def data_of(fd: int, start: int, size: int) -> list[tuple[int, int]]:
     return found
 
 
-def _steps(start: int, size: int) -> Iterator[tuple[int, int]]:
-    for at in range(start, start + size, STEP):
-        yield at, min(STEP, start + size - at)
-
-
 def _room(error: HostError) -> str | None:
     return "free room on it, or give another directory" if error.errno == errno.ENOSPC else None
 
@@ -184,15 +218,16 @@ class _Progress:
         self._what = what
         self._path = path
         self._total = total
-        self._told = 0
+        self._done = self._told = 0
 
-    def tell(self, done: int) -> None:
-        part = TOLD_EVERY * done // self._total
+    def tell(self, more: int) -> None:
+        self._done += more
+        part = TOLD_EVERY * self._done // self._total
         if part > self._told:
             self._told = part
             logger.info(
                 "%d of %d MiB of RAM are %s %s",
-                done >> 20,
+                self._done >> 20,
                 self._total >> 20,
                 self._what,
                 self._path,

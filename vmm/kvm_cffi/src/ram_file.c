@@ -62,6 +62,8 @@ static int64_t write_pages(int fd, const uint8_t *base, uint64_t pages, uint64_t
             int result = write_whole(fd, base + start * PAGE, size, offset + start * PAGE);
             if (result < 0)
                 return result;
+            /* The disk may begin at once: somebody waits for it in the end. */
+            sync_file_range(fd, (off_t)(offset + start * PAGE), (off_t)size, SYNC_FILE_RANGE_WRITE);
             written += (int64_t)size;
         }
         in_run = is_data;
