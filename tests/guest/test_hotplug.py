@@ -123,3 +123,53 @@ async def test_added_network_on_descriptors_of_a_tap_carries_packets_and_lets_go
         await appears(guest, "/sys/class/net/eth0")
         await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
         assert "3 packets received" in await guest.run(f"ping -c 3 -i 0.2 {HOST}")
+
+
+async def test_network_comes_to_another_segment_and_goes_while_packets_flow_on_the_first(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    options = ["--cpus", "boot=2", "--platform", "num_pci_segments=3"]
+    options += ["--net", "tap=first0,ip=192.168.76.1,mask=255.255.255.0"]
+    async with booted(place, linux, with_virtio, *options) as guest:
+        await guest.run("ip addr add 192.168.76.2/24 dev eth0; ip link set eth0 up")
+        await guest.run("(ping -q -i 0.1 192.168.76.1 > /tmp/flow 2>&1 &)")
+        lan = {"tap": "lan0", "ip": HOST, "mask": "255.255.255.0", "id": "lan"}
+        for segment in (1, 2, 1, 2):
+            added = await add(guest, "net", **lan, pci_segment=segment, pci_device_id=0)
+            assert added["bdf"] == f"000{segment}:00:00.0"
+            await appears(guest, "/sys/class/net/eth1")
+            assert added["bdf"] in await guest.run("readlink -f /sys/class/net/eth1/device")
+            await guest.run(f"ip addr add {GUEST}/24 dev eth1; ip link set eth1 up")
+            assert "3 packets received" in await guest.run(f"ping -c 3 -i 0.2 {HOST}")
+            await remove(guest, "lan")
+            await disappears(guest, "/sys/class/net/eth1")
+        await guest.run("killall -INT ping; sleep 1")
+        flow = await guest.run("cat /tmp/flow")
+        assert " 0% packet loss" in flow, flow
+        assert int(flow.split(" packets transmitted")[0].split()[-1]) > 20
+
+
+async def test_guest_that_never_ejects_keeps_its_device_until_it_is_rebooted(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    image = place / "disk.raw"
+    image.write_bytes(b"kept".ljust(MIB, b"\0"))
+    disk = f"path={image},image_type=raw,id=kept"
+    deaf = "acpiphp.disable=1"
+    async with booted(place, linux, with_virtio, "--disk", disk, extra=deaf) as guest:
+        await appears(guest, "/sys/block/vda")
+        for _ in range(3):
+            await guest.vmm.put("vm.remove-device", {"id": "kept"})
+        info = await guest.vmm.info()
+        assert "disks" not in info["config"]
+        assert "kept" in info["device_tree"]
+        await guest.run("echo 3 > /proc/sys/vm/drop_caches")
+        assert (await guest.run("head -c 4 /dev/vda")).strip() == "kept"
+        again = {"path": str(image), "image_type": "Raw", "id": "kept"}
+        reply = await guest.vmm.api("PUT", "vm.add-disk", again)
+        assert reply.status == 409, reply.body
+
+        await reboot(guest)
+        assert "kept" not in (await guest.vmm.info())["device_tree"]
+        assert "vm:device-removed" not in guest.vmm.events()
+        assert (await add(guest, "disk", **again))["id"] == "kept"
