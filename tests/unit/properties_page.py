@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from tests.unit.documents import ROOT
 
-STATES: Final = {"works", "answered", "refused", "unused", "being built"}
+STATES: Final = {"works", "answered", "refused", "unused"}
 
 _ROW = re.compile(
     r"^\| (?P<object>[A-Z]\w+) \| (?P<properties>[\w, -]+)"

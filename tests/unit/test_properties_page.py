@@ -12,6 +12,8 @@ from tests.unit.documents import ROOT
 from tests.unit.properties_page import ROWS, STATES, Row
 
 OTHER_WORDS: dict[tuple[str, str], str] = {
+    ("ReceiveMigrationData", "receiver_url"): "url",
+    ("SendMigrationData", "destination_url"): "url",
     ("PlatformConfig", "iommu_address_width_bits"): "iommu_address_width",
     ("VmConfig", "payload"): "linux",
     ("VmConfig", "rate_limit_groups"): "rate-limit-group",
