@@ -161,3 +161,41 @@ async def test_sides_that_differ_in_what_goes_first_move_nothing(place: Path) ->
         await one.rounds(3)
         await move(one, other, url)
         await other.rounds(3)
+
+
+async def test_source_that_is_preserved_stands_with_its_memory_beside_the_other(
+    place: Path,
+) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, memory={"size": 64 << 20, "shared": True})
+        await one.rounds(3)
+
+        await move(one, other, f"unix:{place}/m", local=True, preserve_source=True)
+
+        assert (await one.client.info()).state is VmState.PAUSED
+        assert (await one.client.migration()).phase is MigrationPhase.COMPLETED
+        await other.rounds(3)
+        await one.client.delete()
+        await other.rounds(3)
+
+
+async def test_destination_without_room_for_the_vm_leaves_it_at_its_source(place: Path) -> None:
+    async with two_hosts(place) as (one, other):
+        image = place / "disk.raw"
+        image.write_bytes(bytes(1 << 20))
+        disk = {"path": str(image), "image_type": "Raw"}
+        await one.boot(place, disks=[disk])
+        await one.rounds(3)
+        image.rename(place / "elsewhere")
+
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                received = nursery.start(other.refused_receive, f"unix:{place}/m")
+                await received
+                sent = await one.refused_send(f"unix:{place}/m")
+
+        assert "refused STATE" in sent or "refused CONFIG" in sent
+        await one.rounds(3)
+        (place / "elsewhere").rename(image)
+        await move(one, other, f"unix:{place}/m")
+        await other.rounds(3)

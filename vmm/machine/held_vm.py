@@ -216,6 +216,7 @@ class HeldVm:
             await self.leave_consoles()
             self._store(None)
             await self._start(config, arrival)
+            self._confine(config)
             machine = self.needed_machine()
             runs = await machine.during(arrival.completion)
             # Bounded: waking waits for nothing. The VM is ours from here on.

@@ -28,6 +28,7 @@ from vmm.migration.postcopy import serve_faults
 from vmm.migration.progress import Fate
 from vmm.migration.protocol import VERSION, Command, Request, Role, encode_role
 from vmm.migration.streams import Streams
+from vmm.migration.warm import prepare_to_save
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -98,6 +99,7 @@ class Departure(NamedTuple):
             if self.data.local:
                 await self._hand_over_memory(link)
             await self._configure(link)
+            await trio.to_thread.run_sync(prepare_to_save)
             self.progress.memory_bytes = sum(
                 each.range.size for each in self.machine.memory.present
             )
@@ -206,11 +208,8 @@ class Departure(NamedTuple):
         self.progress.phase = MigrationPhase.MEMORY
         sets = await trio.to_thread.run_sync(log.collect)
         self._begin_pass(sets, is_first=True)
-        pagemap_fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with _pagemap() as pagemap_fd:
             await streams.send(windows(log.regions, sets, pagemap_fd))
-        finally:
-            os.close(pagemap_fd)
         while True:
             sets = await trio.to_thread.run_sync(log.collect)
             self._begin_pass(sets, is_first=False)
@@ -245,6 +244,15 @@ class Departure(NamedTuple):
                 self.machine.release_locks()
             yield
             self.progress.downtime_s = trio.current_time() - began
+            logger.info(
+                "The VM has moved to %s after %.3f s; it stood for %.1f ms of them and sent %d "
+                "bytes of memory in %d passes before",
+                self.address,
+                self.progress.elapsed_s,
+                self.progress.downtime_s * 1000,
+                self.progress.transferred_bytes,
+                self.progress.iteration,
+            )
         except LostError:
             raise
         except BaseException:
@@ -303,6 +311,19 @@ class Departure(NamedTuple):
     async def _abandon(self, link: Link) -> None:
         with trio.move_on_after(ABANDON_S, shield=True), suppress(PeerError):
             await link.send(Request(Command.ABANDON).encode())
+
+
+@contextmanager
+def _pagemap() -> Iterator[int]:
+    """What tells which memory was ever touched. Raises: HostError."""
+    try:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError.from_os_error("open", error) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 async def _connected(address: Address) -> trio.socket.SocketType:

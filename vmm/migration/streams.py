@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vmm.errors import HostError
 from vmm.kvm_cffi import RangeTable
 from vmm.migration.protocol import Command, Request
 
@@ -53,7 +54,10 @@ class Streams:
                 await self._send(link, table)
 
     async def _look(self, window: Window) -> RangeTable | None:
-        table = await trio.to_thread.run_sync(window.table)
+        try:
+            table = await trio.to_thread.run_sync(window.table)
+        except OSError as error:
+            raise HostError.from_os_error("search of RAM for its content", error) from error
         held = 0 if table is None else table.bytes_in(self._memory) or 0
         self._progress.skipped(window.count * PAGE - held)
         return table
