@@ -33,7 +33,7 @@ from vmm.machine.vm import open_machine
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator
 
     from vmm.cli import Invocation
     from vmm.config.requests import RestoreConfig
@@ -68,7 +68,7 @@ async def run_vmm(invocation: Invocation) -> int:
             open_consoles=open_consoles,
             open_machine=partial(open_machine, events=events, debug=debugger),
             no_shutdown=invocation.no_shutdown,
-            confine=partial(_confine, sockets=[invocation.api_socket, invocation.gdb]),
+            confine=_confine,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_on_signal, owner, signals)
@@ -154,12 +154,12 @@ def _debugger(path: str | None) -> Iterator[DebugServer | None]:
         yield DebugServer(listener)
 
 
-def _confine(config: VmConfig, *, sockets: Sequence[str | int | None]) -> None:
+def _confine(config: VmConfig) -> None:
     """Give up the files that a VM does not need, if it asks for that. Raises: HostError."""
     if config.landlock_enable:
         from vmm.sandbox import confine  # Only now: most VMs do not ask.
 
-        confine(config, [each for each in sockets if isinstance(each, str)])
+        confine(config)
 
 
 async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: bool) -> None:

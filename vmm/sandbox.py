@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import stat
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import HostError
@@ -40,16 +43,15 @@ class Grant(NamedTuple):
     optional: bool = False
 
 
-def confine(config: VmConfig, own_sockets: Sequence[str] = ()) -> None:
+def confine(config: VmConfig) -> None:
     """Give up every file that the configuration does not need, if it asks for that.
 
-    ``own_sockets`` are sockets that the VMM removes when it ends.
     Raises: HostError when the kernel has no Landlock, or a file is not there.
     """
     if not config.landlock_enable:
         return
     with Ruleset() as ruleset:
-        for grant in (*grants_of(config), *_needed(), *_removed(own_sockets)):
+        for grant in (*grants_of(config), *_needed(), *_removed_at_the_end()):
             try:
                 ruleset.allow(grant.path, grant.rights)
             except HostError:
@@ -111,9 +113,17 @@ def _modules() -> Iterator[str]:
     yield from (os.path.abspath(path) for path in sys.path)
 
 
-def _removed(sockets: Sequence[str]) -> Iterator[Grant]:
-    for path in sockets:
-        yield Grant(_directory(path), Right.REMOVE_FILE)
+def _removed_at_the_end() -> Iterator[Grant]:
+    """The files of the sockets that are listened on, for clients, debuggers or another VMM."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # The one that lists them is among them, and gone.
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(fd)) as each:
+                is_listening = each.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                path = each.getsockname() if each.family == socket.AF_UNIX and is_listening else ""
+            if path and isinstance(path, str):
+                yield Grant(_directory(path), Right.REMOVE_FILE)
 
 
 def _directory(path: str) -> str:

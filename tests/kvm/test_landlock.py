@@ -9,6 +9,7 @@ import pytest
 
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import write_kernel
+from tests.kvm.guests.moving import move, two_hosts
 from tests.kvm.guests.processes import (
     SECONDS,
     SMALL,
@@ -154,3 +155,35 @@ async def test_confined_vm_is_written_where_a_rule_lets_it_and_brought_back_conf
         await vmm.put("vm.reboot")
         assert await vmm.stop() == 0
         check_left_in_order(vmm)
+
+
+async def test_confined_vm_is_confined_where_it_moves_to_as_well(place: Path) -> None:
+    disk = make_disk(place / "more" / "disk")
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, landlock_enable=True)
+        await one.rounds(3)
+
+        await move(one, other, f"unix:{place}/m")
+
+        await other.rounds(3)
+        await refusal(other.vmm, "vm.add-disk", disk)
+        assert not (place / "m").exists()
+        assert await other.vmm.stop() == 0
+
+
+async def test_confined_vm_stays_where_it_is_if_its_rules_cannot_be_kept_elsewhere(
+    place: Path,
+) -> None:
+    gone = place / "gone"
+    gone.mkdir()
+    async with two_hosts(place) as (one, other):
+        rules = [{"path": str(gone), "access": "rw"}]
+        await one.boot(place, landlock_enable=True, landlock_rules=rules)
+        await one.rounds(3)
+        gone.rmdir()
+
+        with pytest.raises(ExceptionGroup):
+            await move(one, other, f"unix:{place}/m")
+
+        await one.rounds(3)
+        assert (await other.vmm.api("GET", "vm.info")).status == 404
