@@ -196,10 +196,9 @@ async def fill(guest: Guest) -> str:
     await wait_for_blocks(guest, 3)
     await guest.run("mount -t tmpfs -o size=240M none /mnt")
     # A slow processor makes few bytes at random, and copies many.
-    await guest.run(
-        "head -c 4M /dev/urandom > /tmp/f; for i in $(seq 55); do cat /tmp/f; done > /mnt/f",
-        PATIENCE_S,
-    )
+    await guest.run("dd if=/dev/urandom of=/tmp/f bs=1M count=4", PATIENCE_S)
+    await guest.run("for i in $(seq 55); do cat /tmp/f || exit; done > /mnt/f", PATIENCE_S)
+    assert int(await guest.run("wc -c < /mnt/f")) == 220 * MIB
     return await guest.run("md5sum /mnt/f", PATIENCE_S)
 
 
