@@ -25,6 +25,7 @@ from tools.bench.guests import SIGN_OF_LIFE, pvh_kernel
 from tools.bench.memory import mapped_kib
 from tools.bench.processes import Launch, launched, vmm
 from tools.bench.series import Claim, Contender, Relation, Result, Sample, race
+from vmm.loop import LEFT_ALONE_S
 
 RAM = 2 << 30
 CLONES = 20
@@ -79,6 +80,17 @@ def _served(socket: Path, *arguments: str) -> Iterator[tuple[Launch, Connection]
         yield launch, connection
 
 
+@contextmanager
+def _idle(socket: Path) -> Iterator[tuple[Launch, Connection]]:
+    """A VMM that has waited for a VM for a while, and has done what it then does."""
+    with _served(socket) as (launch, connection):
+        used = -1.0
+        time.sleep(2 * LEFT_ALONE_S)
+        while used != (used := launch.cpu_ms):
+            time.sleep(LEFT_ALONE_S)
+        yield launch, connection
+
+
 def _put(connection: Connection, name: str, body: object = None) -> float:
     """Send a request and wait for its answer; the ms that took."""
     start = time.perf_counter()
@@ -115,10 +127,10 @@ def _drain(launch: Launch) -> None:
 def _vmm(folder: Path, kernel: Path) -> Iterator[Sample]:
     yield Sample(SAVE, "ms", _save(folder, kernel, folder / "ram", RAM))
     request = {"source_url": f"file://{folder}/snapshot"}
-    with _served(folder / "b.sock") as (_, connection):
+    with _idle(folder / "b.sock") as (_, connection):
         yield Sample(COPY, "ms", _put(connection, "vm.restore", request))
     request["memory_restore_mode"] = "OnDemand"
-    with _served(folder / "b.sock") as (launch, connection):
+    with _idle(folder / "b.sock") as (launch, connection):
         start = launch.elapsed_ms
         taken = _put(connection, "vm.restore", request | {"resume": True})
         yield Sample(FIRST, "ms", launch.ms_to_byte(SIGN_OF_LIFE) - start)
@@ -130,14 +142,6 @@ def _qemu(folder: Path, kernel: Path) -> Iterator[Sample]:
     saved.unlink(missing_ok=True)
     backend = f"memory-backend-file,id=ram,size={RAM},mem-path={folder}/ram,share=off"
     common = ("-m", str(RAM >> 20), "-kernel", str(kernel), *qemu.with_monitor(monitor), "-S")
-    with (
-        launched(*qemu.command(*common, "-object", backend, "-machine", "memory-backend=ram")) as a,
-        first_connection(monitor, a) as connection,
-    ):
-        qemu.greet(connection)
-        yield Sample(QEMU_SAVE, "ms", _migrated(connection, "migrate", f"exec:cat > {saved}"))
-    anonymous = f"memory-backend-ram,id=ram,size={RAM}"
-    arguments = (*common, "-object", anonymous, "-machine", "memory-backend=ram")
     command = qemu.command(*common, "-object", backend, "-machine", "memory-backend=ram")
     with launched(*command) as launch, first_connection(monitor, launch) as connection:
         qemu.greet(connection)
@@ -179,7 +183,7 @@ def _clones(folder: Path, kernel: Path) -> Iterator[Sample]:
         _save(place, kernel, place / "ram", CLONE_RAM)
     request = {"source_url": f"file://{place}/snapshot", "memory_restore_mode": "OnDemand"}
     with ExitStack() as stack:
-        served = [stack.enter_context(_served(place / f"{i}.sock")) for i in range(CLONES)]
+        served = [stack.enter_context(_idle(place / f"{i}.sock")) for i in range(CLONES)]
         before = [_private_mib(launch) for launch, _ in served]
         threads = [
             threading.Thread(target=_put, args=(connection, "vm.restore", request))

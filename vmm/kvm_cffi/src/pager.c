@@ -21,6 +21,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define FAULT_BYTES (64u << 10)  /* what one fault brings, if its neighbours are missing too */
@@ -234,6 +235,7 @@ static uint64_t fill_some(vk_pager *pager, struct region *region, uint64_t page)
 void *vk_pager_fill(void *argument)
 {
     vk_pager *pager = argument;
+    setpriority(PRIO_PROCESS, 0, 19); /* of this thread: the guest and who waits come first */
     for (uint32_t i = 0; i < pager->count; i++) {
         struct region *region = &pager->regions[i];
         uint64_t pages = region->size / region->page;
