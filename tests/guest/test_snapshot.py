@@ -11,6 +11,9 @@ import pytest
 import trio
 
 from tests.guest.conftest import BOOT_S, Guest, machine, words
+from tests.guest.test_cpu_hotplug import bring_up, has
+from tests.guest.test_hotplug import appears, disappears
+from tests.guest.test_resize import total_mib, wait_for_ram
 from tools.images.kernels import Kernel
 from vmm.testing.console import GuestConsole
 from vmm.testing.process import VmmProcess
@@ -121,3 +124,51 @@ async def test_guest_goes_on_in_another_vmm_with_all_its_devices(
             ).strip() == "ran"
             await vmm.put("vm.power-button")
             await guest.console.wait_for("GUEST-POWEROFF", 60)
+
+
+async def test_guest_keeps_what_was_plugged_in_and_gives_it_back_later(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    serial, image = place / "serial.sock", place / "late.raw"
+    image.write_bytes(bytes(8 * MIB))
+    config = machine(
+        linux,
+        with_virtio,
+        words(then="shell"),
+        serial={"mode": "Socket", "socket": str(serial)},
+        cpus={"boot_vcpus": 1, "max_vcpus": 3},
+        memory={"size": 384 * MIB, "hotplug_size": 512 * MIB},
+    )
+    disk = {"path": str(image), "image_type": "Raw", "id": "late", "pci_device_id": 9}
+    async with served(place, "a") as vmm:
+        await vmm.put("vm.create", config)
+        await vmm.put("vm.boot")
+        async with shell(vmm, serial, is_booting=True) as guest:
+            assert (await vmm.api("PUT", "vm.add-disk", disk)).status == 200
+            await appears(guest, "/sys/block/vda")
+            await guest.run("echo before | dd of=/dev/vda bs=512 conv=sync,fsync")
+            await vmm.put("vm.resize", {"desired_vcpus": 2, "desired_ram": 640 * MIB})
+            await has(guest, "0-1")
+            await bring_up(guest, 1)
+            await wait_for_ram(guest, 560)
+            ram = await total_mib(guest)
+            tree = (await vmm.info())["device_tree"]
+            await save(vmm, place / "snapshot")
+
+    async with served(place, "b") as vmm:
+        await vmm.put("vm.restore", {"source_url": f"file://{place}/snapshot"})
+        assert (await vmm.info())["device_tree"] == tree
+        async with shell(vmm, serial, is_booting=False) as guest:
+            await vmm.put("vm.resume")
+            assert await total_mib(guest) == ram
+            assert (await guest.run("cat /sys/devices/system/cpu/online")).strip() == "0-1"
+            assert (await guest.run("head -n 1 /dev/vda")).startswith("before")
+            await vmm.put("vm.remove-device", {"id": "late"})
+            await vmm.wait_for_event("vm:device-removed", 60)
+            await disappears(guest, "/sys/block/vda")
+            await vmm.put("vm.resize", {"desired_vcpus": 1})
+            await has(guest, "0")
+            await vmm.put("vm.resize", {"desired_vcpus": 3, "desired_ram": 768 * MIB})
+            await has(guest, "0-2")
+            await bring_up(guest, 1, 2)
+            await wait_for_ram(guest, ram + 120)

@@ -26,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 STEP: Final = 16 << 20
 """Bytes that one turn in a worker thread carries; a cancelled snapshot ends after one."""
-WORKERS: Final = 2
-"""Steps at a time: one copies while the other waits for pages or the disk."""
+WRITERS: Final = 1
+"""Steps at a time: the file's own lock lets no two write."""
+READERS: Final = 2
+"""One copies while the other waits for pages or the disk."""
 TOLD_EVERY: Final = 4
 """Parts of the whole after each of which the log has a line."""
 
@@ -82,7 +84,7 @@ async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
     try:
         os.truncate(fd, total)
         write = partial(_write, fd, pagemap)
-        written = await _carry(steps, write, _Progress("written to", path, total))
+        written = await _carry(steps, write, _Progress("written to", path, total), WRITERS)
         await trio.to_thread.run_sync(os.fdatasync, fd)
     except HostError as error:
         raise HostError("write of a snapshot", error.errno, path=path, hint=_room(error)) from error
@@ -119,12 +121,15 @@ async def read_memory(fd: int, path: str, memory: GuestMemory) -> None:
     parts = parts_of(memory.regions)
     steps = (step for part in parts for step in _filled(fd, part))
     try:
-        await _carry(steps, partial(_read, fd, path), _Progress("read from", path, size_of(parts)))
+        progress = _Progress("read from", path, size_of(parts))
+        await _carry(steps, partial(_read, fd, path), progress, READERS)
     except HostError as error:
         raise HostError("read of a snapshot", error.errno, path=path) from error
 
 
-async def _carry(steps: Iterator[Step], carry: Callable[[Step], int], progress: _Progress) -> int:
+async def _carry(
+    steps: Iterator[Step], carry: Callable[[Step], int], progress: _Progress, workers: int
+) -> int:
     """Carry steps in worker threads, some at a time; the sum of what that gives.
 
     Raises: what the first one that fails does.
@@ -139,7 +144,7 @@ async def _carry(steps: Iterator[Step], carry: Callable[[Step], int], progress: 
 
     try:
         async with trio.open_nursery() as nursery:
-            for _ in range(WORKERS):
+            for _ in range(workers):
                 nursery.start_soon(work)
     except ExceptionGroup as group:
         error: Exception = group
