@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.kvm.guests.meddling import Deed, Meddler, free_port
-from tests.kvm.guests.moving import Host, move, two_hosts
+from tests.kvm.guests.moving import CHECKS_MEMORY, Host, move, two_hosts
 from tests.kvm.guests.processes import SECONDS, short_folder
 from vmm.client import ApiError
 from vmm.config.info import MigrationPhase, VmState
@@ -27,6 +27,9 @@ BEFORE_GIVING = [
     (Command.STATE, 0),
 ]
 """Each message that comes before the VM is given away."""
+WIDE = {"size": 128 << 20}
+FAR = f"movl $1, {96 << 20};"
+"""A page so far from the others that the first pass over RAM takes two messages."""
 ENDING = [deed for deed in Deed if deed not in (Deed.STALL, Deed.SLOW)]
 
 
@@ -62,7 +65,7 @@ async def check_nothing_moved(one: Host, other: Host) -> None:
 async def test_spoiled_migration_leaves_the_vm_where_it_is(place: Path) -> None:
     target = free_port()
     async with two_hosts(place) as (one, other):
-        await one.boot(place)
+        await one.boot(place, FAR + CHECKS_MEMORY, memory=WIDE)
         await one.rounds(2)
         for command, number in BEFORE_GIVING:
             for deed in ENDING:
@@ -82,7 +85,7 @@ async def test_spoiled_migration_leaves_the_vm_where_it_is(place: Path) -> None:
 async def test_cancel_works_at_every_step(place: Path, canceller: str) -> None:
     target = free_port()
     async with two_hosts(place) as (one, other):
-        await one.boot(place)
+        await one.boot(place, FAR + CHECKS_MEMORY, memory=WIDE)
         await one.rounds(2)
         for command, number in BEFORE_GIVING:
             meddler = Meddler(target, command, Deed.STALL, number)

@@ -55,9 +55,9 @@ class Host:
         self.log = log
         self.client = AsyncClient(str(vmm.directory / "api.sock"))
 
-    async def boot(self, folder: Path, **sections: object) -> None:
+    async def boot(self, folder: Path, source: str = CHECKS_MEMORY, **sections: object) -> None:
         """Boot the guest here."""
-        kernel = write_kernel(folder, CHECKS_MEMORY)
+        kernel = write_kernel(folder, source)
         debug = {"mode": "File", "file": str(self.log)}
         config = machine(kernel, debug_console=debug, **sections)
         await self.client.create(parse_object(VmConfig, config))

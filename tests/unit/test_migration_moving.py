@@ -1,0 +1,96 @@
+"""How a migration ends, for whoever asked and for whoever looks on."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from tests.unit.owner_fixture import RecordedEvents
+from vmm.config.info import MigrationPhase
+from vmm.errors import HostError, PeerError, StateError
+from vmm.migration.moving import Moving
+from vmm.migration.progress import Fate, Progress
+
+
+def moving() -> tuple[Moving, RecordedEvents]:
+    events = RecordedEvents()
+    return Moving(events, is_incoming=False), events
+
+
+async def test_end_is_told_by_event_and_shown() -> None:
+    move, events = moving()
+
+    async def operation(progress: Progress) -> None:
+        progress.moved(4096)
+        await trio.lowlevel.checkpoint()
+
+    await move.run(operation)
+
+    assert events.names == ["migration-finished"]
+    assert (move.info().phase, move.info().transferred_bytes) == (MigrationPhase.COMPLETED, 4096)
+    assert move.is_over
+
+
+async def test_failure_is_raised_alone_and_shown_with_its_cause() -> None:
+    move, events = moving()
+
+    async def fail() -> None:
+        raise PeerError("The other VMM is gone") from HostError("recv", 104)
+
+    async def operation(_: Progress) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+
+    with pytest.raises(PeerError, match="is gone"):
+        await move.run(operation)
+
+    assert events.names == ["migration-failed"]
+    shown = move.info()
+    assert shown.phase is MigrationPhase.FAILED
+    assert shown.error is not None
+    assert shown.error.startswith("The other VMM is gone: recv failed")
+
+
+async def test_cancelled_migration_has_ended_when_cancel_returns() -> None:
+    move, _ = moving()
+    undone = trio.Event()
+
+    async def operation(_: Progress) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            undone.set()
+
+    async def run() -> None:
+        with pytest.raises(StateError, match="cancelled"):
+            await move.run(operation)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked()
+        await move.cancel()
+        assert undone.is_set()
+        assert move.info().phase is MigrationPhase.CANCELLED
+
+
+async def test_vm_that_has_gone_is_waited_for_and_not_called_back() -> None:
+    move, events = moving()
+    served = trio.Event()
+
+    async def operation(progress: Progress) -> None:
+        progress.fate = Fate.GONE
+        await served.wait()
+        raise PeerError("The last words were not heard")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move.run, operation)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(move.cancel)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not move.is_over
+        served.set()
+
+    assert events.names == ["migration-finished"]
+    assert move.info().phase is MigrationPhase.COMPLETED
