@@ -171,3 +171,16 @@ async def test_restored_guest_goes_on_with_what_it_had_mapped(
             await check_disk(guest, "vda")
             assert (await guest.run("head -c 512 /dev/hwrng | wc -c")).strip() == "512"
             assert (await counters(guest))["faults"] == 0
+
+
+async def test_guest_that_passes_devices_through_maps_nothing(
+    place: Path, linux: Kernel, with_virtio: Path
+) -> None:
+    image = place / "disk.raw"
+    image.write_bytes(bytes(16 * MIB))
+    disk = ["--disk", f"path={image},image_type=raw,iommu=on"]
+    async with booted(place, linux, with_virtio, *disk, extra="iommu=pt") as guest:
+        await check_disk(guest, "vda")
+        kind = await guest.run("cat /sys/kernel/iommu_groups/0/type")
+        assert kind.strip() == "identity"
+        assert await counters(guest) == {"domains": 1, "mappings": 0, "faults": 0}
