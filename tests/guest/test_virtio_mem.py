@@ -19,7 +19,7 @@ from vmm.testing.process import VmmProcess
 pytestmark = pytest.mark.guest
 
 MIB = 1 << 20
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 NODES = "/sys/devices/system/node"
 MOVABLE = "memhp_default_state=online_movable"
 """Have the guest take what is plugged at once, and in such a way that it can give it back."""
