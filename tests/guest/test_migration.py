@@ -37,6 +37,9 @@ PASSES_S = 15
 TAP, BRIDGE = "move0", "moves0"
 READY = "vm:migration-receive-ready"
 
+RAM, BALLOON = 320 * MIB, 48 * MIB
+NODES = "cd /sys/devices/system/node; cat node*/cpulist; ls -d node*/memory[0-9]*"
+
 # Blocks written past the page cache, at places that go round, and read back: what differs is kept.
 DISK_LOAD = (
     "{ ( n=0; while [ ! -e /run/stop ]; do n=$((n+1)); at=$((n%16)); "
@@ -72,6 +75,13 @@ async def set_aside(place: Path, number: int) -> None:
     await tool("ip", "link", "set", f"old{number}", "up")
     os.rename(place / "serial.sock", place / f"old{number}.sock")
     await plug_tap()
+
+
+async def until_ram_is(guest: Guest, size: int) -> None:
+    """Wait until the guest's balloon has the size that was asked for."""
+    with trio.fail_after(SECONDS):
+        while (await guest.vmm.info())["memory_actual_size"] != size:  # noqa: ASYNC110
+            await trio.sleep(0.1)  # Nothing tells when a guest has obeyed.
 
 
 class Stream:
@@ -150,8 +160,11 @@ async def test_guest_moves_to_and_fro_with_its_disk_and_its_streams(
     image.touch()
     os.truncate(image, 32 * MIB)
     await plug_tap()
-    options = ["--memory", "size=256M", "--disk", f"path={image},image_type=raw"]
-    options += ["--net", f"tap={TAP},mac=02:00:00:00:78:02", "--rng", "src=/dev/urandom"]
+    options = ["--cpus", "boot=2", "--disk", f"path={image},image_type=raw"]
+    options += ["--net", f"tap={TAP},mac=02:00:00:00:78:02", "--balloon", "size=0", "--watchdog"]
+    options += ["--memory", "size=0", "--memory-zone", "id=near,size=192M", "id=far,size=128M"]
+    options += ["--numa", "guest_numa_id=0,cpus=[0],memory_zones=[near]"]
+    options += ["guest_numa_id=1,cpus=[1],memory_zones=[far]"]
     async with AsyncExitStack() as stack:
         others = []
         for number in range(MOVES):
@@ -161,6 +174,9 @@ async def test_guest_moves_to_and_fro_with_its_disk_and_its_streams(
             await others[-1].wait_until_served(BOOT_S)
         guest = await stack.enter_async_context(booted(place, linux, with_virtio, *options))
         await guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up")
+        nodes = await guest.run(NODES)
+        await guest.vmm.put("vm.resize", {"desired_balloon": BALLOON})
+        await until_ram_is(guest, RAM - BALLOON)
         await guest.run(DISK_LOAD)
         async with streaming(guest) as stream:
             for number, vmm in enumerate(others):
@@ -176,3 +192,9 @@ async def test_guest_moves_to_and_fro_with_its_disk_and_its_streams(
         again = "touch /run/stop; until [ -e /run/stopped ]; do sleep 0.1; done; cat /run/rounds"
         assert int(await guest.run(again, SECONDS)) >= done > 3
         assert await guest.run("cat /run/bad 2>/dev/null; true") == ""
+
+        assert await guest.run(NODES) == nodes
+        assert (await guest.vmm.info())["memory_actual_size"] == RAM - BALLOON
+        await guest.vmm.put("vm.resize", {"desired_balloon": 0})
+        await until_ram_is(guest, RAM)
+        assert "__watchdog" in (await guest.vmm.info())["device_tree"]
