@@ -83,6 +83,7 @@ LAYERS: dict[str, int] = {
     "vmm.machine.iommu": 5,
     "vmm.machine.resize": 5,
     "vmm.machine.mailbox": 5,
+    "vmm.machine.ivshmems": 5,
     "vmm.machine.mems": 5,
     "vmm.machine.nets": 5,
     "vmm.machine.plug": 5,

@@ -2,5 +2,5 @@
 
 __version__ = "0.1.0"
 
-FEATURES = ("fw_cfg", "guest_debug", "io_uring", "kvm")
+FEATURES = ("fw_cfg", "guest_debug", "io_uring", "kvm", "ivshmem")
 """What of Cloud Hypervisor's build options this program has, by their names and in their order."""

@@ -29,7 +29,7 @@ from vmm.config.syntax import field_syntaxes, parse_option
 from vmm.config.validation import validate
 from vmm.config.values import shape_of, unwrap
 from vmm.config.vm import VmConfig
-from vmm.errors import ConfigError, UnsupportedError, causes
+from vmm.errors import ConfigError, causes
 
 if TYPE_CHECKING:
     from vmm.config.requests import RestoreConfig
@@ -51,8 +51,6 @@ VMM_OPTIONS = {
     "log-format": "What a line of the log looks like: a text with tokens such as {level} and {msg}",
     "seccomp": f"Accepted for compatibility, without effect: {', '.join(SECCOMP_MODES)}",
 }
-ABSENT_OPTIONS = ("ivshmem",)
-"""Documented options that this version has not; each is refused by name."""
 
 
 class Invocation(NamedTuple):
@@ -104,7 +102,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     """Read a command line, without the program's name.
 
     Raises: SystemExit after saying why on stderr (code 2), or after help or version (code 0);
-    ConfigError (caller) with all that is wrong with the configuration; UnsupportedError.
+    ConfigError (caller) with all that is wrong with the configuration.
     """
     vm_options = tuple(_vm_options())
     parser = _build_parser(vm_options)
@@ -115,7 +113,6 @@ def parse(argv: Sequence[str]) -> Invocation:
     if given.version:
         print(_version_text(given.verbosity))
         raise SystemExit(0)
-    _refuse_absent(given)
     texts = {name: vars(given)[name] for name in PayloadConfig.model_fields}
     payload = {name: text for name, text in texts.items() if text is not None}
     has_boot_item = any(name in payload for name in BOOT_ITEMS)
@@ -244,7 +241,7 @@ def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
     parser.add_argument("-V", "--version", action="store_true")
     parser.add_argument("-v", dest="verbosity", action="count", default=0)
     parser.add_argument("--no-shutdown", action="store_true")
-    for name in (*VMM_OPTIONS, *ABSENT_OPTIONS, *map(_dashed, PayloadConfig.model_fields)):
+    for name in (*VMM_OPTIONS, *map(_dashed, PayloadConfig.model_fields)):
         choices = SECCOMP_MODES if name == "seccomp" else None
         parser.add_argument(f"--{name}", action=_Once, choices=choices)
     for option in vm_options:
@@ -262,14 +259,6 @@ def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
 def _version_text(verbosity: int) -> str:
     features = f"\nEnabled features: [{', '.join(FEATURES)}]" if verbosity else ""
     return f"{PROGRAM} v{__version__}{features}"
-
-
-def _refuse_absent(given: argparse.Namespace) -> None:
-    absent = [name for name in ABSENT_OPTIONS if vars(given)[name.replace("-", "_")] is not None]
-    if absent:
-        raise UnsupportedError(
-            *(f"--{name} is not in this version of the VMM; leave it out" for name in absent)
-        )
 
 
 def _is_given(given: argparse.Namespace, option: VmOption) -> bool:

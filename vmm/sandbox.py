@@ -75,6 +75,8 @@ def grants_of(config: VmConfig) -> Iterator[Grant]:
             yield Grant(disk.path, READ if disk.readonly else READ | WRITE)
     for pmem in config.pmem or ():
         yield Grant(pmem.file, READ if pmem.discard_writes else READ | WRITE)
+    if config.ivshmem is not None:
+        yield Grant(config.ivshmem.path, READ | WRITE)
     yield Grant(config.rng.src, READ)
     for console in (config.serial, config.console, config.debug_console):
         if console.mode == "File" and console.file is not None:

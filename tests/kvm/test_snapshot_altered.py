@@ -55,7 +55,7 @@ def change(value: Any, dice: random.Random) -> Any:  # noqa: ANN401  whatever JS
 async def test_machine_of_a_changed_state_is_made_or_refused_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
-    for name in ("disk", "pmem"):
+    for name in ("disk", "pmem", "shared"):
         (tmp_path / name).write_bytes(bytes(2 * MIB))
     config = configure(
         write_kernel(tmp_path, programs.COUNT_AND_TELL),
@@ -66,6 +66,7 @@ async def test_machine_of_a_changed_state_is_made_or_refused_and_leaves_nothing(
         vsock={"cid": 3, "socket": str(tmp_path / "vsock")},
         balloon={"size": MIB},
         pvpanic=True,
+        ivshmem={"path": str(tmp_path / "shared"), "size": 2 * MIB},
     )
     folder = trio.Path(tmp_path / "snapshot")
     await folder.mkdir()

@@ -51,7 +51,7 @@ async def saved(held: Owned, folder: Path) -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> VmConfig:
     """A VM with one of each kind of device that needs nothing of the host but files."""
-    for name in ("disk", "pmem"):
+    for name in ("disk", "pmem", "shared"):
         (tmp_path / name).write_bytes(bytes(8 * MIB))
     return configure(
         write_kernel(tmp_path, programs.COUNT_AND_TELL),
@@ -61,6 +61,7 @@ def config(tmp_path: Path) -> VmConfig:
         balloon={"size": 4 * MIB},
         watchdog=True,
         pvpanic=True,
+        ivshmem={"path": str(tmp_path / "shared"), "size": 8 * MIB},
         rtc={},
         console={"mode": "Null"},
     )

@@ -12,7 +12,7 @@ import pytest
 from vmm.cli import Invocation, format_error_chain, parse
 from vmm.config.console import ConsoleMode
 from vmm.config.vm import VmConfig
-from vmm.errors import ConfigError, HostError, UnsupportedError, VmmError
+from vmm.errors import ConfigError, HostError, VmmError
 
 ROOT = Path(__file__).parents[2]
 KERNEL = ["--kernel", "/k"]
@@ -87,7 +87,10 @@ def test_parse_version_with_v_also_prints_the_features(
 ) -> None:
     with pytest.raises(SystemExit):
         parse(["--version", "-v"])
-    assert "\nEnabled features: [fw_cfg, guest_debug, io_uring, kvm]\n" in capsys.readouterr().out
+    assert (
+        "\nEnabled features: [fw_cfg, guest_debug, io_uring, kvm, ivshmem]\n"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -188,12 +191,6 @@ def test_parse_seccomp_that_would_filter_warns(caplog: pytest.LogCaptureFixture)
     assert "--seccomp log has no effect" in caplog.text
 
 
-@pytest.mark.parametrize("option", ["--ivshmem"])
-def test_parse_option_that_is_absent_here_is_refused_by_name(option: str) -> None:
-    with pytest.raises(UnsupportedError, match=option):
-        parse([option, "x=y"])
-
-
 def test_parse_kernel_alone_has_the_defaults() -> None:
     config = config_of()
     assert config == VmConfig.model_validate({"payload": {"kernel": "/k"}})
@@ -224,12 +221,15 @@ def test_parse_every_kind_of_option_reaches_its_section() -> None:
         *("--pci-segment", "pci_segment=0", "--platform", "system_uuid=u", "--tpm", "socket=/t"),
         *("--rate-limit-group", "id=g,bw_size=1,bw_refill_time=1", "--watchdog", "--pvpanic"),
         *("--rtc", "--landlock", "--landlock-rules", "path=/,access=r"),
+        *("--ivshmem", "path=/dev/shm/s,size=4M,pci_device_id=9"),
     )
     everything = set(VmConfig.model_fields) - {"iommu"}
     assert config.model_fields_set == everything
     assert [disk.path for disk in config.disks or ()] == ["/a", "/b", "/c"]
     assert config.serial.mode is ConsoleMode.TTY
     assert (config.watchdog, config.pvpanic, config.landlock_enable) == (True, True, True)
+    assert config.ivshmem is not None
+    assert (config.ivshmem.path, config.ivshmem.size) == ("/dev/shm/s", 4 << 20)
     assert VmConfig.model_validate(config.to_json()) == config
 
 

@@ -154,6 +154,18 @@ REFUSED: list[tuple[dict[str, object], str, str]] = [
     ),
     ({"pmem": [{"file": "/p", "size": 3 << 20}]}, "pmem[0].size", "is 3145728"),
     (
+        {"ivshmem": {"path": "/s", "size": 3 << 20}},
+        "ivshmem.size (--ivshmem size=) is 3145728",
+        "must be a power of two of at least 4096 bytes; round it up",
+    ),
+    ({"ivshmem": {"path": "/s", "size": 2048}}, "ivshmem.size", "is 2048"),
+    ({"ivshmem": {"path": "/s", "size": 0}}, "ivshmem.size", "is 0"),
+    (
+        {"ivshmem": {"path": "/s", "iommu": True}},
+        "ivshmem.iommu is true",
+        "Device does not support being placed behind IOMMU",
+    ),
+    (
         {"rate_limit_groups": [{"id": "", "rate_limiter_config": LIMITER}]},
         "rate_limit_groups[0].id (--rate-limit-group id=)",
         "Invalid rate-limiter group",

@@ -13,6 +13,7 @@ from tests.unit.test_config_validation import config_of, problems
 PATH_AND_FLAG = re.compile(r"[a-z_]+[\w.\[\]]* \(--[a-z-]+[ ,)]")
 WITHOUT_A_FLAG = (
     "fs[0].iommu is true",
+    "ivshmem.iommu is true",
     "generic_vhost_user[0].iommu is true",
     "user_devices[0].iommu is true",
 )

@@ -14,7 +14,7 @@ from tools import layers
 from tools.images.__main__ import _parser as images_parser
 from tools.nested_host.cli import parser as nested_host_parser
 from vmm.api.paths import ROUTES
-from vmm.cli import ABSENT_OPTIONS, Invocation, parse
+from vmm.cli import Invocation, parse
 from vmm.config.document import parse_document
 from vmm.machine.supported import SECTIONS
 from vmm.remote.__main__ import build_parser
@@ -125,8 +125,6 @@ def test_limits_name_what_is_refused() -> None:
     named = {name.replace("-", "_") for name in re.findall(r"`([a-z][\w-]*)`", sections)}
 
     assert named == set(SECTIONS)
-    for option in ABSENT_OPTIONS:
-        assert f"`--{option}`" in text
 
 
 def test_layers_are_those_that_are_checked() -> None:

@@ -26,6 +26,7 @@ BOTH = READ | WRITE
         ({"disks": [{"path": "/d", "readonly": True}]}, "/d", READ),
         ({"pmem": [{"file": "/p"}]}, "/p", BOTH),
         ({"pmem": [{"file": "/p", "discard_writes": True}]}, "/p", READ),
+        ({"ivshmem": {"path": "/s"}}, "/s", BOTH),
         ({"memory": {"size": 0, "zones": [{"id": "z", "size": 1, "file": "/m"}]}}, "/m", BOTH),
         ({"rng": {"src": "/r"}}, "/r", READ),
         ({"serial": {"mode": "File", "file": "/s"}}, "/s", BOTH),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmm.config.disk import DiskConfig
     from vmm.config.fs import FsConfig
     from vmm.config.generic_vhost_user import GenericVhostUserConfig
+    from vmm.config.ivshmem import IvshmemConfig
     from vmm.config.landlock import LandlockConfig
     from vmm.config.net import NetConfig
     from vmm.config.numa import NumaConfig
@@ -39,6 +40,7 @@ else:
     GenericVhostUserConfig = LaterModel(
         "generic_vhost_user", "GenericVhostUserConfig", "--generic-vhost-user"
     )
+    IvshmemConfig = LaterModel("ivshmem", "IvshmemConfig", "--ivshmem")
     LandlockConfig = LaterModel("landlock", "LandlockConfig", "--landlock-rules")
     NetConfig = LaterModel("net", "NetConfig", "--net")
     NumaConfig = LaterModel("numa", "NumaConfig", "--numa")
@@ -104,6 +106,7 @@ class VmConfig(ConfigModel):
     watchdog: Annotated[bool, Cli("--watchdog", caption="Reset a stuck guest")] = False
     rtc: RtcConfig | None = None
     pvpanic: Annotated[bool, Cli("--pvpanic", caption="Hear of a panic in the guest")] = False
+    ivshmem: IvshmemConfig | None = None
     pci_segments: Array[PciSegmentConfig] | None = None
     platform: PlatformConfig | None = None
     tpm: TpmConfig | None = None

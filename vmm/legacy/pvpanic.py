@@ -38,6 +38,7 @@ class Pvpanic:
     def __init__(self, id: str, events: Events) -> None:
         self.id = id
         self.bar = Bar(0, BarKind.MEMORY32, BAR_SIZE)
+        self.memory: None = None
         self.configuration = Configuration(IDENTITY)
         self.configuration.set(COMMAND, INITIAL_COMMAND.to_bytes(2, "little"))
         self._events = events

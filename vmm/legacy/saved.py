@@ -40,3 +40,9 @@ class SavedPvpanic(SavedState):
     """The kinds of event that were reported."""
 
     reported: Array[str]
+
+
+class SavedIvshmem(SavedState):
+    """The size of the memory, in bytes."""
+
+    size: U64

@@ -1,6 +1,7 @@
 """Memory of devices that the guest uses like RAM, such as a file as persistent memory.
 
-It lies outside RAM in the 64-bit device area of a PCI segment, each piece in a KVM slot of its own.
+It lies outside RAM in the 64-bit device area of a PCI segment, each piece in a KVM slot of its own;
+at an address that is its own, or where the guest has a BAR.
 No device may use it for its transfers: it is not part of ``GuestMemory``.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from vmm.kvm_cffi import address_of
 
 if TYPE_CHECKING:
     from vmm.kvm_cffi import Vm
@@ -42,6 +45,12 @@ class DeviceMemory:
                 self._vm.set_user_memory_region(slot, gpa, 0, hva)
 
     @contextmanager
+    def following(self, memory: memoryview) -> Iterator[MovingMemory]:
+        """Memory for a BAR to take with it; the BAR has to be gone before the scope is left."""
+        with self._slot() as slot:
+            yield MovingMemory(self._vm, slot, memory)
+
+    @contextmanager
     def _slot(self) -> Iterator[int]:
         slot = self._first_slot
         while slot in self._taken:
@@ -51,3 +60,34 @@ class DeviceMemory:
             yield slot
         finally:
             self._taken.remove(slot)
+
+
+class MovingMemory:
+    """Memory of this process that the guest sees where it has a BAR.
+
+    It is the IoHandler of that BAR, too: an access may be on its way here while the BAR arrives.
+    """
+
+    def __init__(self, vm: Vm, slot: int, memory: memoryview) -> None:
+        self._vm = vm
+        self._slot = slot
+        self._memory = memory
+        self._base: int | None = None
+
+    def move(self, base: int | None) -> None:
+        """Be at a guest address, or nowhere. Raises: HostError."""
+        hva = address_of(self._memory)
+        if self._base is not None:
+            self._vm.set_user_memory_region(self._slot, self._base, 0, hva)
+        self._base = base
+        if base is not None:
+            self._vm.set_user_memory_region(self._slot, base, len(self._memory), hva)
+
+    def read(self, offset: int, size: int) -> int:
+        """Give what is there; zero past its end."""
+        return int.from_bytes(self._memory[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Change what is there; what is past its end is dropped."""
+        held = self._memory[offset : offset + size]
+        held[:] = value.to_bytes(size, "little")[: len(held)]

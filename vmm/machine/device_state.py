@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError, InternalError
+from vmm.legacy.ivshmem import Ivshmem
 from vmm.legacy.pvpanic import Pvpanic
-from vmm.legacy.saved import SavedPvpanic
+from vmm.legacy.saved import SavedIvshmem, SavedPvpanic
 from vmm.pci.saved import SavedPlace
 from vmm.snapshot.state import SavedDevice
+from vmm.virtio.device import VirtioDevice
 from vmm.virtio.saved import own_state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmm.machine.pci_bus import BarWindow
     from vmm.machine.plug import Plugged
     from vmm.machine.sections import RegisterFunction
@@ -27,8 +31,8 @@ def save_device(plugged: Plugged) -> SavedDevice:
         state, msix = transport.save()
         own = own_state(state.device_id)(**transport.device.save())
         return SavedDevice(place, transport.configuration.save(), own, msix, state)
-    if not isinstance(device, Pvpanic):
-        raise InternalError(f"Nothing says what a snapshot keeps of {device.id}")
+    if isinstance(device, VirtioDevice):
+        raise InternalError(f"{device.id} is on the bus without a transport")
     place = _place(plugged, device.bar)
     return SavedDevice(place, device.configuration.save(), device.save())
 
@@ -39,6 +43,7 @@ def _place(plugged: Plugged, bar: Bar) -> SavedPlace:
         slot=plugged.bdf.device,
         bar_kind=bar.kind.name,
         bar_address=plugged.window.address,
+        memory_address=None if plugged.memory_window is None else plugged.memory_window.address,
     )
 
 
@@ -59,9 +64,14 @@ def load_virtio(transport: VirtioPci, state: SavedDevice) -> None:
         raise ConfigError(f"Device {device.id} cannot be what it was: {error}") from error
 
 
-def load_registers(device: RegisterFunction, window: BarWindow, state: SavedDevice) -> None:
+def load_registers(
+    device: RegisterFunction, windows: Mapping[Bar, BarWindow], state: SavedDevice
+) -> None:
     """Make a function of registers what it was. Raises: ConfigError (caller)."""
     device.configuration.load(state.configuration)
-    window.move(device.bar.address)
+    for bar, window in windows.items():
+        window.move(bar.address)
     if isinstance(device, Pvpanic) and isinstance(state.own, SavedPvpanic):
+        device.load(state.own)
+    if isinstance(device, Ivshmem) and isinstance(state.own, SavedIvshmem):
         device.load(state.own)

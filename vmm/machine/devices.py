@@ -283,7 +283,7 @@ class Devices:
                 ) as plugged:
                     yield plugged
             else:
-                with plug_registers(device, bus, slot, saved) as plugged:
+                with plug_registers(device, self._wiring, bus, slot, saved) as plugged:
                     yield plugged
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from vmm.errors import ConfigError
 from vmm.kvm_cffi import Shadow
 from vmm.machine.doorbells import Doorbells
 from vmm.machine.iommu import BehindIommu
@@ -29,7 +30,7 @@ from vmm.virtio.pci_transport import (
 if TYPE_CHECKING:
     from vmm.kvm_cffi import Vm
     from vmm.machine.interrupts import Interrupts
-    from vmm.machine.pci_bus import BarWindow, PciBus
+    from vmm.machine.pci_bus import BarWindow, Movable, PciBus
     from vmm.machine.sections import Board, RegisterFunction
     from vmm.pci.bdf import Bdf
     from vmm.pci.segment import Function
@@ -60,6 +61,7 @@ class Plugged(NamedTuple):
     window: BarWindow
     transport: VirtioPci | None = None
     is_translated: bool = False
+    memory_window: BarWindow | None = None
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -134,29 +136,64 @@ async def plug_virtio(
 
 @contextmanager
 def plug_registers(
-    device: RegisterFunction, bus: PciBus, slot: int | None, saved: SavedDevice | None = None
+    device: RegisterFunction,
+    wiring: Wiring,
+    bus: PciBus,
+    slot: int | None,
+    saved: SavedDevice | None = None,
 ) -> Iterator[Plugged]:
-    """Put a function that only has registers on a bus. Raises: ConfigError (caller)."""
-    bar = device.bar
-    at = None if saved is None else saved.place.bar_address
+    """Put a function that has registers, and maybe memory, on a bus.
+
+    Raises: ConfigError (caller), HostError.
+    """
+    place = None if saved is None else saved.place
     with ExitStack() as stack:
-        window = stack.enter_context(bus.open_window(bar.kind, bar.size, bar.size, at=at))
-        device.configuration.add_bar(bar, window.address)
-        bdf = stack.enter_context(_slot(bus, _Registers(device, window), slot))
+        at = None if place is None else place.bar_address
+        window = stack.enter_context(_window(bus, device, device.bar, at))
+        windows = {device.bar: window}
+        memory_window = memory = None
+        if device.memory is not None:
+            bar = device.memory.bar
+            memory = stack.enter_context(wiring.board.device_memory.following(device.memory.memory))
+            at = None if place is None else place.memory_address
+            memory_window = stack.enter_context(_window(bus, device, bar, at, memory))
+            windows[bar] = memory_window
+        bdf = stack.enter_context(_slot(bus, _Registers(device, windows), slot))
         window.serve(device)
+        if memory_window is not None and memory is not None:
+            memory_window.serve(memory)
         if saved is not None:
             from vmm.machine.device_state import load_registers  # Only now: most VMs never are.
 
-            load_registers(device, window, saved)
-        yield Plugged(device, bdf, partial(_register_nodes, device, window, bdf), window)
+            load_registers(device, windows, saved)
+        describe = partial(_register_nodes, device, windows, bdf)
+        yield Plugged(device, bdf, describe, window, memory_window=memory_window)
+
+
+def _window(
+    bus: PciBus,
+    device: RegisterFunction,
+    bar: Bar,
+    at: int | None,
+    follower: Movable | None = None,
+) -> BarWindow:
+    """Place a BAR, ``at`` an address that a guest is said to have it at."""
+    if at is not None and at & ~bar.writable:
+        raise ConfigError(
+            f"The saved BAR {bar.index} of {device.id} is at {at:#x}, where {bar.size:#x} bytes "
+            "cannot lie; the file is not whole"
+        )
+    window = bus.open_window(bar.kind, bar.size, bar.size, follower, at=at)
+    device.configuration.add_bar(bar, window.address)
+    return window
 
 
 class _Registers:
-    """The configuration space of a function whose one BAR follows the guest's wishes."""
+    """The configuration space of a function whose BARs follow the guest's wishes."""
 
-    def __init__(self, device: RegisterFunction, window: BarWindow) -> None:
+    def __init__(self, device: RegisterFunction, windows: Mapping[Bar, BarWindow]) -> None:
         self._device = device
-        self._window = window
+        self._windows = {bar.index: window for bar, window in windows.items()}
 
     @property
     def configuration(self) -> Configuration:
@@ -165,7 +202,7 @@ class _Registers:
     def write_configuration(self, offset: int, size: int, value: int) -> None:
         for event in self._device.configuration.write(offset, size, value):
             if isinstance(event, BarMoved):
-                self._window.move(event.new)
+                self._windows[event.bar].move(event.new)
 
 
 @contextmanager
@@ -177,11 +214,13 @@ def _slot(bus: PciBus, function: Function, slot: int | None) -> Iterator[Bdf]:
         bus.segment.remove(bdf.device)
 
 
-def _register_nodes(device: RegisterFunction, window: BarWindow, bdf: Bdf) -> tuple[Node]:
+def _register_nodes(
+    device: RegisterFunction, windows: Mapping[Bar, BarWindow], bdf: Bdf
+) -> tuple[Node]:
     return (
         {
             "id": device.id,
-            "resources": [_resource(device.bar, window.address)],
+            "resources": [_resource(bar, window.address) for bar, window in windows.items()],
             "children": [],
             "pci_bdf": str(bdf),
         },
@@ -210,6 +249,6 @@ def _resource(bar: Bar, base: int) -> Node:
             "base": base,
             "size": bar.size,
             "type_": _BAR_NAMES[bar.kind],
-            "prefetchable": False,
+            "prefetchable": bar.is_prefetchable,
         }
     }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import trio
 
     from vmm.config.disk import DiskConfig
+    from vmm.config.ivshmem import IvshmemConfig
     from vmm.config.net import NetConfig
     from vmm.config.pmem import PmemConfig
     from vmm.config.rng import RngConfig
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     from vmm.machine.disks import DiskPool
     from vmm.machine.memory import GuestMemory
     from vmm.machine.mems import MemSlot
-    from vmm.pci.bar import Bar
+    from vmm.pci.bar import Bar, MemoryBar
     from vmm.pci.configuration import Configuration
+    from vmm.saved import SavedState
     from vmm.virtio.device import VirtioDevice
     from vmm.virtio.iommu import Iommu
     from vmm.virtio.queue import Queue, QueueState
@@ -89,9 +91,9 @@ class Board(NamedTuple):
 
 
 class RegisterFunction(Protocol):
-    """A PCI function that is no virtio device: one BAR with registers, not placed yet.
+    """A PCI function that is no virtio device: a BAR with registers, not placed yet.
 
-    It is an IoHandler of that BAR.
+    It is an IoHandler of that BAR. It may have another one, with memory.
     """
 
     @property
@@ -104,10 +106,15 @@ class RegisterFunction(Protocol):
 
     @property
     def bar(self) -> Bar:
-        """Its BAR."""
+        """Its BAR with registers."""
+
+    @property
+    def memory(self) -> MemoryBar | None:
+        """Its BAR with memory, if it has one."""
 
     def read(self, offset: int, size: int) -> int: ...
     def write(self, offset: int, size: int, value: int) -> trio.Event | None: ...
+    def save(self) -> SavedState: ...
 
 
 Opener = Callable[[Any, str, Board], AbstractAsyncContextManager["VirtioDevice | RegisterFunction"]]
@@ -203,6 +210,17 @@ async def open_vsock(config: VsockConfig, id: str, board: Board) -> AsyncIterato
         yield device
 
 
+@asynccontextmanager
+async def open_ivshmem(
+    config: IvshmemConfig, id: str, board: Board
+) -> AsyncIterator[RegisterFunction]:
+    """The shared memory over its file. Raises: ConfigError (caller), HostError."""
+    from vmm.machine import ivshmems  # Only now: a VM without it starts sooner.
+
+    with ivshmems.open_ivshmem(config, id) as device:
+        yield device
+
+
 def section_of(field: str) -> Section:
     """The section of a field of the configuration; there must be one."""
     return next(section for section in SECTIONS if section.field == field)
@@ -245,4 +263,5 @@ SECTIONS: tuple[Section, ...] = (
     Section("rtc", "__rtc", _optional("rtc"), small_devices.open_rtc),
     Section("iommu", "__iommu", _optional("iommu"), small_devices.open_iommu),
     Section("pvpanic", "__pvpanic", _optional("pvpanic"), small_devices.open_pvpanic),
+    Section("ivshmem", "__ivshmem", _optional("ivshmem"), open_ivshmem),
 )

@@ -20,6 +20,7 @@ SAVING = (
 
 BUILDING = (
     "vmm.machine.disks",
+    "vmm.machine.ivshmems",
     "vmm.machine.nets",
     "vmm.machine.pmems",
     "vmm.machine.vsocks",

@@ -9,6 +9,7 @@ Spec: PCI Local Bus 3.0, section 6.2.5.1.
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 from vmm.errors import InternalError
 
@@ -41,6 +42,7 @@ class Bar:
         self.size = size
         self.kind = kind
         self.address: int | None = None
+        self.is_prefetchable = is_prefetchable
         self.registers = 2 if kind is BarKind.MEMORY64 else 1
         self.offset = 0x10 + 4 * index
         self.length = 4 * self.registers
@@ -89,3 +91,10 @@ class Bar:
         is_reachable = command_enables and not self.probed
         self.address = raw & self.writable if is_reachable else None
         return self.address != before
+
+
+class MemoryBar(NamedTuple):
+    """A BAR that has memory of this process behind it, as many bytes as its size."""
+
+    bar: Bar
+    memory: memoryview

@@ -16,12 +16,13 @@ class SavedConfiguration(SavedState):
 
 
 class SavedPlace(SavedState):
-    """Where a function is: its bus address, and where its BAR 0 was last."""
+    """Where a function is: its bus address, and where its BAR 0 and its memory were last."""
 
     segment: U64
     slot: U64
     bar_kind: Annotated[str, Field(pattern="^(IO|MEMORY32|MEMORY64)$")]
     bar_address: U64
+    memory_address: U64 | None = None
 
 
 class SavedMsix(SavedState):

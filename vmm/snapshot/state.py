@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from vmm.acpi.saved import SavedCpuHotplug, SavedGed, SavedMemoryHotplug, SavedPciHotplug
 from vmm.errors import ConfigError
-from vmm.legacy.saved import SavedCmos, SavedIoapic, SavedPvpanic, SavedUart
+from vmm.legacy.saved import SavedCmos, SavedIoapic, SavedIvshmem, SavedPvpanic, SavedUart
 from vmm.machine.saved import (
     SavedClock,
     SavedLines,
@@ -57,6 +57,8 @@ PLACE, CONFIGURATION, MSIX, TRANSPORT, OWN = (
     "virtio-pci-common",
     "device",
 )
+REGISTERS: Final[Mapping[str, type[SavedState]]] = {"__ivshmem": SavedIvshmem}
+"""What is kept of functions that are no virtio devices, beside that of pvpanic."""
 FUNCTION: Final = "_function-"
 """How the names of PCI functions begin, beside those of the board's parts."""
 
@@ -188,7 +190,7 @@ def _device_node(device: SavedDevice) -> dict[str, object]:
 
 def _device_of(node: _Node) -> SavedDevice:
     msix = transport = None
-    own: type[SavedState] = SavedPvpanic
+    own = REGISTERS.get(node.name.removeprefix(FUNCTION), SavedPvpanic)
     if node.has(TRANSPORT):
         transport = node.child(TRANSPORT).read(SavedTransport)
         msix = node.child(MSIX).read(SavedMsix)

@@ -21,6 +21,7 @@ def problems(config: VmConfig, path_exists: Callable[[str], bool] | None) -> Ite
     yield from _rate_limit_groups(config)
     yield from _devices(config)
     yield from _pmem(config)
+    yield from _ivshmem(config)
     yield from _landlock(config, path_exists)
 
 
@@ -89,6 +90,19 @@ def _pmem(config: VmConfig) -> Iterator[Problem]:
                 f"{at(f'pmem[{index}]', pmem, 'size')} is {size}: the size of persistent memory "
                 f"must be a positive multiple of {ALIGNMENT_BYTES} bytes; round it up"
             )
+
+
+def _ivshmem(config: VmConfig) -> Iterator[Problem]:
+    if config.ivshmem is None:
+        return
+    from vmm.config.ivshmem import LEAST_SIZE
+
+    size = config.ivshmem.size
+    if size < LEAST_SIZE or size & (size - 1):
+        yield Problem(
+            f"{at('ivshmem', config.ivshmem, 'size')} is {size}: the size of shared memory must be "
+            f"a power of two of at least {LEAST_SIZE} bytes; round it up"
+        )
 
 
 def _landlock(config: VmConfig, path_exists: Callable[[str], bool] | None) -> Iterator[Problem]:
