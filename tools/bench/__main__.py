@@ -21,6 +21,7 @@ from tools.bench import (
     first_instruction,
     first_reply,
     memory,
+    migration,
     network,
     requests,
     snapshot,
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "network": network.measure,
     "consoles": consoles.measure,
     "snapshot": snapshot.measure,
+    "migration": migration.measure,
 }
 ROUNDS = 7
 

@@ -6,6 +6,7 @@ Spec: QEMU Machine Protocol.
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from tools.bench.connection import Connection
@@ -55,3 +56,17 @@ def execute(connection: Connection, name: str, **arguments: object) -> dict[str,
             connection.expect("return" in reply, f"answered {name} with {reply}")
             returned: dict[str, object] = reply["return"]
             return returned
+
+
+def migrated(connection: Connection, name: str, uri: str) -> float:
+    """Have QEMU migrate and wait until it has; the ms that took."""
+    start = time.perf_counter()
+    if name == "migrate":
+        execute(connection, "migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+    execute(connection, name, uri=uri)
+    while True:
+        status = execute(connection, "query-migrate").get("status")
+        connection.expect(status != "failed", "failed to migrate")
+        if status == "completed":
+            return (time.perf_counter() - start) * 1000
+        time.sleep(0.002)

@@ -23,8 +23,9 @@ from tools.bench import qemu
 from tools.bench.connection import Connection, first_connection
 from tools.bench.guests import SIGN_OF_LIFE, pvh_kernel
 from tools.bench.memory import mapped_kib
-from tools.bench.processes import Launch, launched, vmm
+from tools.bench.processes import Launch, launched
 from tools.bench.series import Claim, Contender, Relation, Result, Sample, race
+from tools.bench.served import put, served
 from vmm.loop import LEFT_ALONE_S
 
 RAM = 2 << 30
@@ -72,30 +73,14 @@ def _write_noise(path: Path, size: int) -> None:
 
 
 @contextmanager
-def _served(socket: Path, *arguments: str) -> Iterator[tuple[Launch, Connection]]:
-    socket.unlink(missing_ok=True)
-    command = vmm("--api-socket", str(socket), *arguments)
-    with launched(*command) as launch, first_connection(socket, launch) as connection:
-        connection.ping()
-        yield launch, connection
-
-
-@contextmanager
 def _idle(socket: Path) -> Iterator[tuple[Launch, Connection]]:
     """A VMM that has waited for a VM for a while, and has done what it then does."""
-    with _served(socket) as (launch, connection):
+    with served(socket) as (launch, connection):
         used = -1.0
         time.sleep(2 * LEFT_ALONE_S)
         while used != (used := launch.cpu_ms):
             time.sleep(LEFT_ALONE_S)
         yield launch, connection
-
-
-def _put(connection: Connection, name: str, body: object = None) -> float:
-    """Send a request and wait for its answer; the ms that took."""
-    start = time.perf_counter()
-    connection.put(name, None if body is None else json.dumps(body).encode())
-    return (time.perf_counter() - start) * 1000
 
 
 def _save(folder: Path, kernel: Path, ram: Path, size: int) -> float:
@@ -105,11 +90,11 @@ def _save(folder: Path, kernel: Path, ram: Path, size: int) -> float:
     zone = f"id=mem0,size={size},file={ram}"
     arguments = ("--kernel", str(kernel), "--memory", "size=0", "--memory-zone", zone)
     consoles = ("--console", "off", "--serial", "off", "--debug-console", "tty")
-    with _served(folder / "a.sock", *arguments, *consoles) as (launch, connection):
+    with served(folder / "a.sock", *arguments, *consoles) as (launch, connection):
         launch.ms_to_byte(SIGN_OF_LIFE)
         threading.Thread(target=_drain, args=(launch,), daemon=True).start()
-        _put(connection, "vm.pause")
-        taken = _put(connection, "vm.snapshot", {"destination_url": f"file://{folder}/snapshot"})
+        put(connection, "vm.pause")
+        taken = put(connection, "vm.snapshot", {"destination_url": f"file://{folder}/snapshot"})
     # From here on RAM has no file: it is read from the snapshot's.
     path = folder / "snapshot" / "config.json"
     config = json.loads(path.read_text())
@@ -128,11 +113,11 @@ def _vmm(folder: Path, kernel: Path) -> Iterator[Sample]:
     yield Sample(SAVE, "ms", _save(folder, kernel, folder / "ram", RAM))
     request = {"source_url": f"file://{folder}/snapshot"}
     with _idle(folder / "b.sock") as (_, connection):
-        yield Sample(COPY, "ms", _put(connection, "vm.restore", request))
+        yield Sample(COPY, "ms", put(connection, "vm.restore", request))
     request["memory_restore_mode"] = "OnDemand"
     with _idle(folder / "b.sock") as (launch, connection):
         start = launch.elapsed_ms
-        taken = _put(connection, "vm.restore", request | {"resume": True})
+        taken = put(connection, "vm.restore", request | {"resume": True})
         yield Sample(FIRST, "ms", launch.ms_to_byte(SIGN_OF_LIFE) - start)
         yield Sample(DEMAND, "ms", taken)
 
@@ -145,7 +130,7 @@ def _qemu(folder: Path, kernel: Path) -> Iterator[Sample]:
     command = qemu.command(*common, "-object", backend, "-machine", "memory-backend=ram")
     with launched(*command) as launch, first_connection(monitor, launch) as connection:
         qemu.greet(connection)
-        taken = _migrated(connection, "migrate", f"exec:cat > {saved}")
+        taken = qemu.migrated(connection, "migrate", f"exec:cat > {saved}")
         yield Sample(QEMU_SAVE, "ms", taken)
         start = time.perf_counter()
         with saved.open("rb") as file:
@@ -156,22 +141,8 @@ def _qemu(folder: Path, kernel: Path) -> Iterator[Sample]:
     command = qemu.command(*arguments, "-incoming", "defer")
     with launched(*command) as launch, first_connection(monitor, launch) as connection:
         qemu.greet(connection)
-        taken = _migrated(connection, "migrate-incoming", f"exec:cat {saved}")
+        taken = qemu.migrated(connection, "migrate-incoming", f"exec:cat {saved}")
         yield Sample(QEMU_LOAD, "ms", taken)
-
-
-def _migrated(connection: Connection, name: str, uri: str) -> float:
-    """Have QEMU migrate and wait until it has; the ms that took."""
-    start = time.perf_counter()
-    if name == "migrate":
-        qemu.execute(connection, "migrate-set-parameters", **{"max-bandwidth": 1 << 40})
-    qemu.execute(connection, name, uri=uri)
-    while True:
-        status = qemu.execute(connection, "query-migrate").get("status")
-        connection.expect(status != "failed", "failed to migrate")
-        if status == "completed":
-            return (time.perf_counter() - start) * 1000
-        time.sleep(0.002)
 
 
 def _clones(folder: Path, kernel: Path) -> Iterator[Sample]:
@@ -186,7 +157,7 @@ def _clones(folder: Path, kernel: Path) -> Iterator[Sample]:
         served = [stack.enter_context(_idle(place / f"{i}.sock")) for i in range(CLONES)]
         before = [_private_mib(launch) for launch, _ in served]
         threads = [
-            threading.Thread(target=_put, args=(connection, "vm.restore", request))
+            threading.Thread(target=put, args=(connection, "vm.restore", request))
             for _, connection in served
         ]
         start = time.perf_counter()
