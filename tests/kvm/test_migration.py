@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.kvm.guests.meddling import Deed, Meddler, free_port
-from tests.kvm.guests.moving import host, move, two_hosts
+from tests.kvm.guests.moving import checks_memory, host, move, two_hosts
 from tests.kvm.guests.processes import SECONDS, short_folder
 from vmm.client import ApiError
 from vmm.config.info import MigrationPhase, VmState
@@ -18,6 +18,10 @@ from vmm.migration.protocol import Command
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
 place = short_folder
+
+BUSY_PAGES = 2048
+"""Of a slow line this takes the tenth of a second and more, in which the guest writes all anew."""
+BUSY_DOWNTIME_MS = 60
 
 
 @pytest.mark.parametrize("connections", [1, 4, 16])
@@ -128,6 +132,41 @@ async def test_guest_that_never_rests_is_cancelled_or_stopped_as_asked(
             await nursery.start(other.receive, f"tcp:127.0.0.1:{target}")
             await one.send(url, **how)
             await other.rounds(3)
+
+
+async def test_guest_that_writes_faster_than_it_moves_is_slowed_until_it_can(place: Path) -> None:
+    target = free_port()
+    async with two_hosts(place) as (one, other), trio.open_nursery() as nursery:
+        await one.boot(place, checks_memory(BUSY_PAGES))
+        await one.rounds(3)
+        slow = Meddler(target, Command.MEMORY, Deed.SLOW)
+        await nursery.start(slow.run)
+        nursery.start_soon(one.until_slowed)
+
+        with trio.fail_after(SECONDS):
+            await nursery.start(other.receive, f"tcp:127.0.0.1:{target}")
+            await one.send(f"tcp:127.0.0.1:{slow.port}", downtime_ms=BUSY_DOWNTIME_MS)
+
+        await other.rounds(5)
+
+
+async def test_guest_is_slowed_no_longer_when_its_migration_is_cancelled(place: Path) -> None:
+    target = free_port()
+    async with two_hosts(place) as (one, other), trio.open_nursery() as nursery:
+        await one.boot(place)
+        await one.rounds(3)
+        slow = Meddler(target, Command.MEMORY, Deed.SLOW)
+        await nursery.start(slow.run)
+        await nursery.start(other.refused_receive, f"tcp:127.0.0.1:{target}")
+        url = f"tcp:127.0.0.1:{slow.port}"
+        nursery.start_soon(partial(one.refused_send, url, downtime_ms=1))
+        await one.until_slowed()
+
+        with trio.fail_after(SECONDS):
+            await one.client.migration_cancel()
+
+        await one.rounds(20)
+        assert (await one.client.migration()).phase is MigrationPhase.CANCELLED
 
 
 async def test_guest_moves_before_its_memory_which_follows(place: Path) -> None:

@@ -81,6 +81,12 @@ class FakeMachine:
     async def resume(self) -> None:
         self.calls.append("resume")
 
+    def rest(self) -> None:
+        self.calls.append("rest")
+
+    def go_on(self) -> None:
+        self.calls.append("go on")
+
     def save(self) -> MachineState:
         raise NotImplementedError("what is in it is nobody's business here")
 

@@ -53,7 +53,9 @@ class MigrationInfo(ConfigModel):
     """A migration under way, or the last one. Sizes in bytes, rates in bytes a second.
 
     ``iteration`` counts the passes over RAM from 0; ``dirty_bytes`` are those still to be sent or
-    written anew since. ``downtime_ms`` is an estimate until the VM has moved.
+    written anew since. ``throttle_percent`` is the share of its time for which the guest is made to
+    rest so that it writes less; at the end, what that came to. ``downtime_ms`` is an estimate until
+    the VM has moved.
     """
 
     is_incoming: bool
@@ -63,6 +65,7 @@ class MigrationInfo(ConfigModel):
     transferred_bytes: U64
     dirty_bytes: U64
     dirty_rate: U64
+    throttle_percent: U64
     throughput: U64
     elapsed_ms: U64
     remaining_ms: U64 | None = None

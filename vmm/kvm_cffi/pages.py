@@ -168,9 +168,9 @@ class WriteRecord(Closing):
 class Transfer:
     """Ranges of guest memory on their way through a socket that does not block.
 
-    ``send`` and ``receive`` give the bytes that went: 0 when the socket would block. They need not
-    be called by the thread that owns the socket. Raises: OSError; InternalError for a range that is
-    not RAM, which ``RangeTable.bytes_in`` tells before.
+    ``send`` and ``receive`` give the bytes that went within 50 ms: 0 when the socket would block
+    all that time. They are to be called in a thread. Raises: OSError; InternalError for a range
+    that is not RAM, which ``RangeTable.bytes_in`` tells before.
     """
 
     def __init__(self, fd: int, memory: GuestMemoryMap, table: RangeTable) -> None:

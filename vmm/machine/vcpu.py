@@ -90,6 +90,10 @@ class VcpuTask:
         if self._thread.state not in (ThreadState.PAUSED, ThreadState.EXITED):
             await self._paused.wait()
 
+    def rest(self) -> None:
+        """Ask the thread to stop between two instructions, without waiting for it."""
+        self._thread.request_pause()
+
     def resume(self) -> None:
         """Let a paused thread run on."""
         self._thread.resume()

@@ -74,6 +74,7 @@ class Vcpus:
         self._first = range(config.boot_vcpus) if saved is None else sorted(saved)
         self._is_paused = saved is not None
         self._let_run: frozenset[int] | None = None
+        self._rests = False
         registers.serve(self)
 
     def __enter__(self) -> Self:
@@ -120,6 +121,17 @@ class Vcpus:
         self._is_paused = False
         self._resume_tasks()
 
+    def rest(self) -> None:
+        """Have every vCPU stand for a moment, until ``go_on``, so that the guest does less."""
+        self._rests = True
+        for task in self._tasks.values():
+            task.rest()
+
+    def go_on(self) -> None:
+        """Let every vCPU that rested run on, unless it is paused or a debugger holds it."""
+        self._rests = False
+        self._resume_tasks()
+
     def hold_from_the_start(self) -> None:
         """Have the vCPUs of the boot stand until ``release``."""
         self._let_run = frozenset()
@@ -149,7 +161,9 @@ class Vcpus:
                 task.resume()
 
     def _may_run(self, index: int) -> bool:
-        return not self._is_paused and (self._let_run is None or index in self._let_run)
+        if self._is_paused or self._rests:
+            return False
+        return self._let_run is None or index in self._let_run
 
     def inject_nmi(self) -> None:
         """Send a non-maskable interrupt to every vCPU."""

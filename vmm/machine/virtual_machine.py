@@ -176,6 +176,14 @@ class VirtualMachine:
         self._devices.wake()
         self._vcpus.resume()
 
+    def rest(self) -> None:
+        """Have the vCPUs stand for a moment, and nothing else: see ``Vcpus.rest``."""
+        self._vcpus.rest()
+
+    def go_on(self) -> None:
+        """Let vCPUs that rest run on."""
+        self._vcpus.go_on()
+
     def release_locks(self) -> None:
         """Let another VMM have the disks of a machine that stands; ``resume`` takes them back."""
         for lock in self._disk_pool().locks:

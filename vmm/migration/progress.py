@@ -32,6 +32,7 @@ class Progress:
         self.memory_bytes = 0
         self.transferred_bytes = 0
         self.iteration = 0
+        self.throttle_percent = 0
         self.error: str | None = None
         self.fate = Fate.HERE
         self.downtime_s: float | None = None
@@ -115,6 +116,7 @@ class Progress:
             transferred_bytes=self.transferred_bytes,
             dirty_bytes=0 if self.phase is MigrationPhase.COMPLETED else self._left_bytes,
             dirty_rate=round(self._dirty_rate),
+            throttle_percent=self.throttle_percent,
             throughput=round(self.throughput or 0),
             elapsed_ms=round(self.elapsed_s * 1000),
             remaining_ms=None if remaining is None else round(remaining * 1000),

@@ -28,6 +28,7 @@ from vmm.migration.postcopy import serve_faults
 from vmm.migration.progress import Fate
 from vmm.migration.protocol import VERSION, Command, Request, Role, encode_role
 from vmm.migration.streams import Streams
+from vmm.migration.throttle import Brake
 from vmm.migration.warm import prepare_to_save
 
 if TYPE_CHECKING:
@@ -210,12 +211,17 @@ class Departure(NamedTuple):
         self._begin_pass(sets, is_first=True)
         with _pagemap() as pagemap_fd:
             await streams.send(windows(log.regions, sets, pagemap_fd))
-        while True:
-            sets = await trio.to_thread.run_sync(log.collect)
-            self._begin_pass(sets, is_first=False)
-            if self._has_converged(sets):
-                return sets
-            await streams.send(chunks(sets))
+        async with Brake.open(self.machine, self.progress) as brake:
+            sent_before = 0
+            while True:
+                sets = await trio.to_thread.run_sync(log.collect)
+                self._begin_pass(sets, is_first=False)
+                if self._has_converged(sets):
+                    return sets
+                sent = self.progress.transferred_bytes
+                brake.after_pass(sent - sent_before, _bytes_in(sets))
+                sent_before = sent
+                await streams.send(chunks(sets))
 
     def _begin_pass(self, sets: Sequence[PageSet], *, is_first: bool) -> None:
         self.progress.begin_pass(_bytes_in(sets), is_first=is_first)

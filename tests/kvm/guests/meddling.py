@@ -11,7 +11,7 @@ import trio
 
 from vmm.migration.protocol import HEADER_BYTES, Command
 
-SLOW_S = 0.05
+SLOW_S = 0.1
 """What a slow line adds to each message."""
 
 _ENTRY = struct.Struct("<QQ")

@@ -22,10 +22,16 @@ READY = "vm:migration-receive-ready"
 PATTERN = 0x80_0000
 PATTERN_PAGES = 256
 
-CHECKS_MEMORY = f"""
+
+def checks_memory(pages: int) -> str:
+    """A guest that keeps a number in so many pages and counts it up round after round.
+
+    It says "." for a round that was right, "!" for a page that was not as it was left.
+    """
+    return f"""
         xor %ebx, %ebx
     1:  mov ${PATTERN}, %edi
-        mov ${PATTERN_PAGES}, %ecx
+        mov ${pages}, %ecx
     2:  cmp %ebx, (%edi)
         jne 8f
         cmp %ebx, 4092(%edi)
@@ -43,8 +49,9 @@ CHECKS_MEMORY = f"""
         out %al, ${programs.DEBUG_PORT}
         jmp 8b
 """
-"""Keeps a number in many pages and counts it up round after round; "." is a round that was right,
-"!" a page that was not as it was left."""
+
+
+CHECKS_MEMORY = checks_memory(PATTERN_PAGES)
 
 
 class Host:
@@ -106,6 +113,20 @@ class Host:
         with pytest.raises(ApiError) as caught:
             await self.send(url, **how)
         return str(caught.value)
+
+    async def until_slowed(self) -> None:
+        """Wait until the guest has to rest because it writes faster than it moves."""
+        with trio.fail_after(SECONDS):
+            while not await self._throttle_percent():  # noqa: ASYNC110  nobody tells
+                await trio.sleep(0.01)
+
+    async def _throttle_percent(self) -> int:
+        try:
+            return int((await self.client.migration()).throttle_percent)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return 0  # It has not begun.
 
     def machine_resources(self) -> list[str]:
         """What the VMM has open that belongs to a VM."""

@@ -59,7 +59,8 @@ struct vk_transfer {
 };
 
 /*
- * Bytes moved before the socket would block, the ranges were done, or `most` were moved; or a negative
+ * Bytes moved within 50 ms, before the ranges were done or `most` were moved, 0 when the socket blocked
+ * all the time; or a negative
  * errno: -EFAULT for what is not RAM, -ECONNRESET where the peer has closed.
  */
 int64_t vk_send_ranges(int fd, const vk_memory *memory, const struct vk_range *ranges,

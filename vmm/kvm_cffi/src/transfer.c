@@ -1,7 +1,9 @@
 /*
  * Guest memory through a socket that does not block, straight from or to where it is.
  *
- * Source: sendmsg(2), recvmsg(2).
+ * A call waits for the socket itself, but not for long.
+ *
+ * Source: sendmsg(2), recvmsg(2), poll(2).
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -9,12 +11,21 @@
 #include "memory_map.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #define PIECES 256u
 
-typedef ssize_t (*move)(int fd, struct msghdr *message);
+/* How long one call goes on: to hand over to another thread for each full socket costs more than the copy. */
+#define CALL_MS 50
+
+/* One direction: the call, and what to wait for when the socket would block. */
+struct way {
+    ssize_t (*move)(int fd, struct msghdr *message);
+    short events;
+};
 
 static ssize_t send_pieces(int fd, struct msghdr *message)
 {
@@ -86,12 +97,28 @@ static void advance(const struct vk_range *ranges, struct vk_transfer *done, uin
     }
 }
 
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Whether the socket can go on, or has an error to tell, before `end`. */
+static bool wait_for(int fd, short events, int64_t end)
+{
+    struct pollfd watched = {.fd = fd, .events = events};
+    int64_t left = end - now_ms();
+    return left > 0 && poll(&watched, 1, (int)left) != 0;
+}
+
 static int64_t transfer(int fd, const vk_memory *memory, const struct vk_range *ranges,
-                        uint32_t count, struct vk_transfer *done, uint64_t most, move move)
+                        uint32_t count, struct vk_transfer *done, uint64_t most, struct way way)
 {
     uint64_t moved = 0;
+    int64_t end = now_ms() + CALL_MS;
     struct iovec pieces[PIECES];
-    while (done->range < count && moved < most) {
+    while (done->range < count && moved < most && (moved == 0 || now_ms() < end)) {
         if (done->offset == ranges[done->range].length) {
             *done = (struct vk_transfer){.range = done->range + 1}; /* it is empty */
             continue;
@@ -100,13 +127,15 @@ static int64_t transfer(int fd, const vk_memory *memory, const struct vk_range *
         if (!gather(memory, ranges, count, *done, most - moved, pieces, &used))
             return -EFAULT;
         struct msghdr message = {.msg_iov = pieces, .msg_iovlen = used};
-        ssize_t bytes = move(fd, &message);
+        ssize_t bytes = way.move(fd, &message);
         if (bytes < 0 && errno == EINTR)
             continue;
         if (bytes < 0 && errno != EAGAIN)
             return -errno;
-        if (bytes < 0)
+        if (bytes < 0 && !wait_for(fd, way.events, end))
             break;
+        if (bytes < 0)
+            continue;
         advance(ranges, done, (uint64_t)bytes);
         moved += (uint64_t)bytes;
     }
@@ -116,11 +145,11 @@ static int64_t transfer(int fd, const vk_memory *memory, const struct vk_range *
 int64_t vk_send_ranges(int fd, const vk_memory *memory, const struct vk_range *ranges,
                        uint32_t count, struct vk_transfer *done, uint64_t most)
 {
-    return transfer(fd, memory, ranges, count, done, most, send_pieces);
+    return transfer(fd, memory, ranges, count, done, most, (struct way){send_pieces, POLLOUT});
 }
 
 int64_t vk_receive_ranges(int fd, const vk_memory *memory, const struct vk_range *ranges,
                           uint32_t count, struct vk_transfer *done, uint64_t most)
 {
-    return transfer(fd, memory, ranges, count, done, most, receive_pieces);
+    return transfer(fd, memory, ranges, count, done, most, (struct way){receive_pieces, POLLIN});
 }
