@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
 place = short_folder
 
-BUSY_PAGES = 2048
-"""Of a slow line this takes the tenth of a second and more, in which the guest writes all anew."""
-BUSY_DOWNTIME_MS = 60
+BUSY_PAGES = 8192
+"""A slow line takes a tenth of a second and more for them, in which the guest writes all anew."""
+BUSY_DOWNTIME_MS = 20
 
 
 @pytest.mark.parametrize("connections", [1, 4, 16])
@@ -143,7 +143,7 @@ async def test_guest_that_writes_faster_than_it_moves_is_slowed_until_it_can(pla
         await nursery.start(slow.run)
         nursery.start_soon(one.until_slowed)
 
-        with trio.fail_after(SECONDS):
+        with trio.fail_after(2 * SECONDS):
             await nursery.start(other.receive, f"tcp:127.0.0.1:{target}")
             await one.send(f"tcp:127.0.0.1:{slow.port}", downtime_ms=BUSY_DOWNTIME_MS)
 
