@@ -45,6 +45,7 @@ async def find(guest: Guest) -> str:
     resources = [each.split() for each in (await guest.run(f"cat {folder}/resource")).splitlines()]
     spans = [(int(start, 16), int(end, 16) + 1 - int(start, 16)) for start, end, _ in resources]
     shown = {each["PciBar"]["index"]: each["PciBar"] for each in tree["resources"]}
+    await guest.run(f"test -e {folder}/resource2_wc")
     for index, size in ((0, 256), (2, SIZE)):
         assert spans[index] == (shown[index]["base"], size)
     return folder

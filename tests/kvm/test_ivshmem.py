@@ -168,6 +168,39 @@ def bars(node: dict[str, object]) -> list[dict[str, object]]:
             raise AssertionError(other)
 
 
+TURNS = 1000
+
+
+def takes_turns(remainder: int) -> str:
+    """Counts up whenever the count is even (0) or odd (1), until there have been enough turns."""
+    return f"""
+        {move_memory(BAR)}
+    1:  mov {BAR + QUESTION:#x}, %eax
+        cmp ${TURNS}, %eax
+        je 2f
+        and $1, %eax
+        cmp ${remainder}, %eax
+        jne 1b
+        incl {BAR + QUESTION:#x}
+        jmp 1b
+    2:  {say("!")}{HALT}
+    """
+
+
+async def test_two_guests_hear_of_each_other_by_the_memory(tmp_path: Path, shared: Shared) -> None:
+    configs = []
+    for remainder in (0, 1):
+        (tmp_path / str(remainder)).mkdir()
+        kernel = write_kernel(tmp_path / str(remainder), takes_turns(remainder))
+        configs.append(configure(kernel, ivshmem={"path": str(shared.path), "size": MIB}))
+
+    async with running(configs[0]) as one, running(configs[1]) as other:
+        await one.debug.wait_for(b"!")
+        await other.debug.wait_for(b"!")
+
+    assert shared.word(QUESTION) == TURNS
+
+
 async def test_guest_shares_the_memory_before_and_after_a_reboot(
     tmp_path: Path, shared: Shared
 ) -> None:
@@ -238,6 +271,21 @@ async def test_snapshot_with_another_memory_is_refused(
             await held.do(restore(tmp_path / "snapshot"))
 
     assert says in str(caught.value)
+
+
+async def test_snapshot_that_has_the_memory_where_it_cannot_be_is_refused(
+    tmp_path: Path, shared: Shared
+) -> None:
+    async with owned(echoing(tmp_path, shared)) as held:
+        await shared.answers(41)
+        await saved(held, tmp_path / "snapshot")
+        file = trio.Path(tmp_path / "snapshot" / "state.json")
+        text, place = await file.read_text(), f'\\"memory_address\\":{BAR}'
+        assert text.count(place) == 1
+        await file.write_text(text.replace(place, place + "1"))
+
+        with pytest.raises(ConfigError, match="BAR 2 of __ivshmem is at 0x780000001, where 0x1000"):
+            await held.do(restore(tmp_path / "snapshot"))
 
 
 async def test_snapshot_whose_file_is_gone_is_refused_by_its_name(

@@ -55,11 +55,12 @@ async def test_vm_of_the_command_line_keeps_its_files_and_those_of_its_rules_onl
 ) -> None:
     own, allowed, other = (make_disk(place / name / "disk") for name in ("own", "allowed", "other"))
     kernel, vsock = write_kernel(place, programs.HALT), place / "own" / "vsock"
+    shared = make_disk(place / "shared" / "memory")["path"]
     arguments = (
         *("--kernel", str(kernel), *SMALL, "--landlock", "--disk"),
         *(f"path={own['path']},image_type=raw", "--vsock", f"cid=3,socket={vsock}"),
         *("--landlock-rules", f"path={place / 'allowed'},access=rw"),
-        *("--serial", f"file={place / 'serial'}"),
+        *("--serial", f"file={place / 'serial'}", "--ivshmem", f"path={shared},size=4K"),
     )
     async with running(place, *arguments) as vmm:
         await vmm.wait_for_state("Running", SECONDS)
@@ -78,7 +79,7 @@ async def test_vm_of_the_command_line_keeps_its_files_and_those_of_its_rules_onl
         await vmm.put("vm.reboot")
         await vmm.put("vm.shutdown")
         await vmm.put("vm.boot")
-        assert "more" in (await vmm.info())["device_tree"]
+        assert {"more", "__ivshmem"} <= (await vmm.info())["device_tree"].keys()
         assert await vmm.stop() == 0
         check_left_in_order(vmm)
     assert not vsock.exists()
