@@ -18,7 +18,7 @@
 
 #define PIECES 256u
 
-/* How long one call goes on: to hand over to another thread for each full socket costs more than the copy. */
+/* How long one call goes on, so that the caller may be cancelled soon. */
 #define CALL_MS 50
 
 /* One direction: the call, and what to wait for when the socket would block. */
