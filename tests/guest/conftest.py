@@ -83,13 +83,15 @@ async def booted(
     virtio_console: str = "off",
     extra: str = "",
     pass_fds: Sequence[int] = (),
+    network: Path | None = None,
 ) -> AsyncIterator[Guest]:
     """Boot a guest to a shell on a serial socket, with an API; leaving ends the VMM."""
     serial = place / "serial.sock"
     command = ["--kernel", str(image.vmlinux), "--initramfs", str(archive)]
     command += ["--cmdline", f"{words(then='shell')} {extra}".strip()]
     command += ["--serial", f"socket={serial}", "--console", virtio_console, *arguments]
-    async with VmmProcess.start(place, *command, api=True, pass_fds=pass_fds) as vmm:
+    started = VmmProcess.start(place, *command, api=True, pass_fds=pass_fds, network=network)
+    async with started as vmm:
         await vmm.wait_until_served(BOOT_S)
         async with GuestConsole.connect(serial) as console:
             await console.wait_for("GUEST-READY", BOOT_S)

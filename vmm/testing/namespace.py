@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from vmm.errors import HostError
 
@@ -30,3 +31,18 @@ def network_namespace() -> Iterator[None]:
                 raise HostError("setns", ctypes.get_errno())
     finally:
         os.close(before)
+
+
+@contextmanager
+def held_namespace() -> Iterator[Path]:
+    """Make a network namespace for other processes; it goes with the last of them.
+
+    What is given is its file, as nsenter(1) and ip(8) take it. Raises: HostError where that is not
+    permitted.
+    """
+    with network_namespace():
+        held = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/{os.getpid()}/fd/{held}")
+    finally:
+        os.close(held)

@@ -42,14 +42,16 @@ class VmmProcess:
         api: bool = False,
         pass_fds: Sequence[int] = (),
         terminal: int | None = None,
+        network: Path | None = None,
     ) -> AsyncIterator[VmmProcess]:
         """Start a VMM with the command line's arguments; leaving ends it.
 
         With ``api`` it gets an API socket at ``directory/api.sock`` and an event monitor at
         ``directory/events.json``. It inherits ``pass_fds``, and has ``terminal`` as its standard
-        input and output if there is one.
+        input and output if there is one, and is in the network namespace whose file ``network`` is.
         """
-        command = [sys.executable, "-m", "vmm", *arguments]
+        command = [] if network is None else ["nsenter", f"--net={network}"]
+        command += [sys.executable, "-m", "vmm", *arguments]
         if api:
             command += ["--api-socket", str(directory / "api.sock")]
             command += ["--event-monitor", f"path={directory / 'events.json'}"]
