@@ -83,7 +83,7 @@ ECHO = f"( exec 3<> /dev/tcp/{GATEWAY}/{ECHO_PORT}; cat <&3 >&3; echo $? > /run/
 
 # A kernel says these of itself or of a device that failed it. Not among them are lockups and
 # stalls: an emulated host that others keep busy stands still for longer than a kernel's patience.
-WRONG = "kernel BUG|Oops|general protection|unable to handle|Call Trace|I/O error|EXT4-fs error"
+WRONG = "kernel BUG|Oops|general protection|unable to handle|I/O error|EXT4-fs error"
 """Pattern of egrep."""
 
 
