@@ -1,10 +1,14 @@
-"""A guest that moves: from one VMM to another, which waits for it."""
+"""A guest that moves: from one VMM to another, which waits for it, on a network they share."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
 from tests.guest.conftest import BOOT_S
+from tests.guest.debian import tool
 from vmm.config.info import MigrationPhase, VmState
 from vmm.config.requests import ReceiveMigrationData, SendMigrationData
 from vmm.testing.process import VmmProcess
@@ -27,3 +31,15 @@ async def migrate(source: VmmProcess, target: VmmProcess, request: SendMigration
     assert (await target.client.migration()).phase is MigrationPhase.COMPLETED
     assert (await target.client.info()).state is VmState.RUNNING
     assert await source.wait(BOOT_S) == 0, source.transcript()
+
+
+@asynccontextmanager
+async def bridged(name: str, address: str) -> AsyncIterator[None]:
+    """A bridge with an address of the host's: what stands for the network between hosts."""
+    await tool("ip", "link", "add", name, "type", "bridge")
+    try:
+        await tool("ip", "address", "add", f"{address}/24", "dev", name)
+        await tool("ip", "link", "set", name, "up")
+        yield
+    finally:
+        await tool("ip", "link", "delete", name)
