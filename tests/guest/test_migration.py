@@ -19,10 +19,9 @@ import trio
 
 from tests.guest.conftest import BOOT_S, Guest, booted
 from tests.guest.debian import tool
+from tests.guest.moving import bridged, migrate
 from tools.images.kernels import Kernel
-from vmm.client import AsyncClient
-from vmm.config.info import MigrationPhase, VmState
-from vmm.config.requests import ReceiveMigrationData, SendMigrationData, TimeoutStrategy
+from vmm.config.requests import SendMigrationData, TimeoutStrategy
 from vmm.testing.console import GuestConsole
 from vmm.testing.process import VmmProcess
 
@@ -35,7 +34,6 @@ MOVES = 2
 PASSES_S = 15
 """After so long the guest is stopped, however much it has changed meanwhile."""
 TAP, BRIDGE = "move0", "moves0"
-READY = "vm:migration-receive-ready"
 
 RAM, BALLOON = 320 * MIB, 48 * MIB
 NODES = "cd /sys/devices/system/node; cat node*/cpulist; ls -d node*/memory[0-9]*"
@@ -54,13 +52,8 @@ DISK_LOAD = (
 @pytest.fixture
 async def network() -> AsyncIterator[None]:
     """A bridge with the host's address."""
-    await tool("ip", "link", "add", BRIDGE, "type", "bridge")
-    try:
-        await tool("ip", "address", "add", f"{HOST}/24", "dev", BRIDGE)
-        await tool("ip", "link", "set", BRIDGE, "up")
+    async with bridged(BRIDGE, HOST):
         yield
-    finally:
-        await tool("ip", "link", "delete", BRIDGE)
 
 
 async def plug_tap() -> None:
@@ -120,23 +113,13 @@ async def move(
     """Move the guest to a VMM that has none, by TCP or, every other time, by a unix socket."""
     await set_aside(place, number)
     url = f"unix:{place}/m" if number % 2 else f"tcp:127.0.0.1:{7100 + number}"
-    there = AsyncClient(str(vmm.directory / "api.sock"))
-    here = AsyncClient(str(guest.vmm.directory / "api.sock"))
     request = SendMigrationData(
         destination_url=url,
         connections=1 if number % 2 else 4,
         timeout_s=PASSES_S,
         timeout_strategy=TimeoutStrategy.IGNORE,
     )
-    with trio.fail_after(SECONDS):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(there.receive_migration, ReceiveMigrationData(receiver_url=url))
-            await vmm.wait_for_event(READY, SECONDS)
-            await here.send_migration(request)
-    shown = await there.migration()
-    assert shown.phase is MigrationPhase.COMPLETED
-    assert (await there.info()).state is VmState.RUNNING
-    assert await guest.vmm.wait(BOOT_S) == 0, guest.vmm.transcript()
+    await migrate(guest.vmm, vmm, request)
     await tool("ip", "link", "delete", f"old{number}")
     console = GuestConsole.connect(place / "serial.sock")
     return Guest(vmm, await stack.enter_async_context(console))
