@@ -7,9 +7,11 @@ another process writes to the memory; without that process the two agree on what
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -24,6 +26,8 @@ from vmm.virtio.packed import PackedQueue
 from vmm.virtio.queue import WRAP, Queue, QueueState, SplitQueue
 
 RAM = 0x1000
+LONGEST_S = 60.0
+"""How long two processes may take to meet often enough in one ring."""
 """All of it: rings, tables and buffers overlap, and a random address is often in it."""
 
 DESC, DRIVER, DEVICE = 0x000, 0x200, 0x300
@@ -175,11 +179,11 @@ def test_long_rides_behave_the_same_in_c_and_in_python(seed: int) -> None:
     assert any(isinstance(seen, list) and len(seen) > 4 for seen in in_c), "no chain ever came"
 
 
-def scribble(memory: FakeMemory, stop: FakeMemory, is_packed: bool) -> None:
+def scribble(memory: FakeMemory, stop: FakeMemory, end: float, is_packed: bool) -> None:
     """Be the guest's other processor: write to the rings until told to stop."""
     rng = random.Random(1)
     flags = (0, 1, 2, 4) if not is_packed else (0x80, 0x81, 0x82, 0x84, 0x8000, 0x8001, 0x8002)
-    for turn in range(3_000_000):
+    for turn in itertools.count():
         slot = DESC + 16 * rng.randrange(16)
         memory.write(slot, rng.randrange(0, RAM + 64, 16).to_bytes(8, "little"))
         memory.write(slot + 8, rng.choice((0, 16, 32, 100)).to_bytes(4, "little"))
@@ -192,7 +196,7 @@ def scribble(memory: FakeMemory, stop: FakeMemory, is_packed: bool) -> None:
             ahead = used + rng.randrange(17)
             memory.write(DRIVER + 4 + 2 * (turn % 16), rng.randrange(17).to_bytes(2, "little"))
             memory.write(DRIVER + 2, (ahead % 0x10000).to_bytes(2, "little"))
-        if stop.read(0, 1) != b"\0":
+        if stop.read(0, 1) != b"\0" or time.monotonic() > end:
             break
 
 
@@ -204,16 +208,19 @@ def test_memory_that_changes_meanwhile_never_leads_out_of_it(make: Make, is_pack
         0, 16, DESC, DRIVER, DEVICE, is_packed=is_packed, has_event_idx=True, has_indirect=True
     )
     popped = breaches = turns = 0
+    end = time.monotonic() + LONGEST_S
     guest = os.fork()
     if guest == 0:
         try:
-            scribble(memory, stop, is_packed)
+            scribble(memory, stop, end, is_packed)
         finally:
             os._exit(0)
     try:
         queue = make(memory, state)
-        while (popped < 300 or breaches < 300) and turns < 100_000:
+        # The other process has to run in between, however busy the host is.
+        while (popped < 300 or breaches < 300) and time.monotonic() < end:
             turns += 1
+            os.sched_yield()
             try:
                 popped += len(serve(memory, queue, 1 + turns % 20)) - 4
             except GuestError:
