@@ -95,6 +95,13 @@ class HostError(VmmError):
         return cls(operation, error.errno or 0, path=None if name is None else str(name), hint=hint)
 
 
+def first_error(error: BaseException) -> BaseException:
+    """The first error inside nested exception groups; one that is no group is that itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what led to it, outermost first.
 

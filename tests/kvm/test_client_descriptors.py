@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +13,11 @@ import trio
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.processes import SECONDS, machine, running, short_folder
+from tests.kvm.guests.taps import own_taps
 from vmm.client import ApiError, Client
 from vmm.config.net import NetConfig
-from vmm.errors import HostError
 from vmm.net.interface import Interface
-from vmm.net.tap import Tap, open_tap
-from vmm.testing.namespace import network_namespace
+from vmm.net.tap import Tap
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -28,13 +26,8 @@ place = short_folder
 
 @pytest.fixture
 def taps() -> Iterator[list[Tap]]:
-    """Three taps in a network of the test's own; skipped where there are none to be had."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(network_namespace())
-            made = [stack.enter_context(open_tap(f"lan{index}", 1)) for index in range(3)]
-        except HostError as error:
-            pytest.skip(f"taps cannot be made here: {error}")
+    """Three taps in a network of the test's own."""
+    with own_taps(3) as made:
         yield made
 
 

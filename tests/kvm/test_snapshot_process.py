@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,10 @@ import trio
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.processes import SECONDS, machine, running, short_folder
+from tests.kvm.guests.taps import own_taps
 from vmm.config.net import NetConfig
 from vmm.config.requests import RestoreConfig, RestoredNetConfig
-from vmm.errors import HostError
-from vmm.net.tap import Tap, open_tap
-from vmm.testing.namespace import network_namespace
+from vmm.net.tap import Tap
 from vmm.testing.process import VmmProcess
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
@@ -26,13 +24,8 @@ place = short_folder
 
 @pytest.fixture
 def taps() -> Iterator[list[Tap]]:
-    """Two taps in a network of the test's own; skipped where there are none to be had."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(network_namespace())
-            made = [stack.enter_context(open_tap(f"lan{index}", 1)) for index in range(2)]
-        except HostError as error:
-            pytest.skip(f"taps cannot be made here: {error}")
+    """Two taps in a network of the test's own."""
+    with own_taps(2) as made:
         yield made
 
 

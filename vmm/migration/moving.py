@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from vmm.config.info import MigrationPhase
-from vmm.errors import InternalError, StateError, VmmError, chain
+from vmm.errors import StateError, VmmError, chain, first_error
 from vmm.migration.progress import Fate, Progress
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class Moving:
                 await operation(self.progress)
                 phase, error = MigrationPhase.COMPLETED, None
         except* VmmError as group:
-            phase, error = MigrationPhase.FAILED, _first(group)
+            first = first_error(group)
+            assert isinstance(first, VmmError)
+            phase, error = MigrationPhase.FAILED, first
         finally:
             if self.progress.fate is Fate.GONE:
                 phase, error = MigrationPhase.COMPLETED, None
@@ -77,11 +79,3 @@ class Moving:
             logger.error("The migration has ended: %s", text)
         self._events.emit("vm", f"{self._word}-{'finished' if error is None else 'failed'}")
         self._ended.set()
-
-
-def _first(group: BaseExceptionGroup[VmmError]) -> VmmError:
-    """What failed first, inside nested groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, VmmError) else InternalError(str(error))

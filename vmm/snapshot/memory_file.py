@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from vmm.errors import ConfigError, HostError
+from vmm.errors import ConfigError, HostError, first_error
 from vmm.kvm_cffi.ram_file import read_ram, write_ram
 
 if TYPE_CHECKING:
@@ -139,7 +139,9 @@ async def _carry(
     async def work() -> None:
         nonlocal total
         for step in steps:
-            total += await trio.to_thread.run_sync(carry, step)
+            # Not in one statement: others add theirs while this one waits.
+            carried = await trio.to_thread.run_sync(carry, step)
+            total += carried
             progress.tell(step.size)
 
     try:
@@ -147,9 +149,7 @@ async def _carry(
             for _ in range(workers):
                 nursery.start_soon(work)
     except ExceptionGroup as group:
-        error: Exception = group
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
+        error = first_error(group)
         raise error from error.__cause__
     return total
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import trio
 
-from vmm.errors import GuestError, HostError, PeerError, VmmError
+from vmm.errors import GuestError, HostError, PeerError, VmmError, first_error
 
 if TYPE_CHECKING:
     from vmm.virtio.device import Active, VirtioDevice
@@ -82,12 +82,6 @@ class DeviceRunner:
             await self._device.run_queues(active)
         except* (GuestError, HostError, PeerError) as group:
             if not scope.cancel_called:
-                self._observer.broken(_first(group))
-
-
-def _first(error: BaseException) -> VmmError:
-    """The first error inside nested groups."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, VmmError)
-    return error
+                error = first_error(group)
+                assert isinstance(error, VmmError)
+                self._observer.broken(error)
