@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 import trio
@@ -156,15 +156,16 @@ class VirtualMachine:
     async def pause(self) -> None:
         """Stop the vCPUs, the devices that serve them, and the guest's clock.
 
-        Raises: HostError when the clock cannot be read; the vCPUs run on then.
+        Raises: HostError when the clock cannot be read. Cancel, and then: all runs on as before.
         """
-        await self._vcpus.pause()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._vcpus.resume)
+            await self._vcpus.pause()
             self._clock.stop()
-        except HostError:
-            self._vcpus.resume()
-            raise
-        await self._devices.sleep()
+            undo.callback(self._clock.start)
+            undo.callback(self._devices.wake)
+            await self._devices.sleep()
+            undo.pop_all()
 
     async def resume(self) -> None:
         """Let the devices and the vCPUs run on, with the clock where it stood.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+import trio
+
 from vmm.errors import InternalError, NotFoundError, StateError, VmmError
 from vmm.machine import commands
 
@@ -160,4 +162,6 @@ class Moves:
                 except BaseException:
                     await arrival.refuse()
                     raise
-                await arrival.confirm()
+                # Bounded by the link's patience: the VM runs here, and its source is to know.
+                with trio.CancelScope(shield=True):
+                    await arrival.confirm()

@@ -299,8 +299,12 @@ class Departure(NamedTuple):
         await trio.lowlevel.checkpoint()
         # Bounded by the link's patience, twice.
         with trio.CancelScope(shield=True):
-            # A request that did not go whole is none: nothing has been given away then.
-            await link.send(request.encode())
+            try:
+                await link.send(request.encode())
+            except PeerError:
+                # A request that did not go whole is none, and nothing may come to make it whole.
+                link.close()
+                raise
             self.progress.fate = Fate.UNKNOWN
             try:
                 await link.expect_ok(request)
@@ -315,7 +319,8 @@ class Departure(NamedTuple):
             self.progress.fate = Fate.GONE
 
     async def _abandon(self, link: Link) -> None:
-        with trio.move_on_after(ABANDON_S, shield=True), suppress(PeerError):
+        # A link that was closed has nothing more to say.
+        with trio.move_on_after(ABANDON_S, shield=True), suppress(PeerError, OSError):
             await link.send(Request(Command.ABANDON).encode())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -61,7 +61,8 @@ async def _made(path: str) -> AsyncIterator[int]:
     try:
         yield fd
     except BaseException:
-        os.unlink(path)
+        with suppress(OSError):
+            os.unlink(path)
         raise
     finally:
         os.close(fd)

@@ -205,6 +205,9 @@ def _device_of(node: _Node) -> SavedDevice:
 
 
 def _number(node: _Node) -> int:
-    if not (node.name.isascii() and node.name.isdigit()):
-        raise ConfigError(f"The saved state names a vCPU {node.name!r}; it must be a number")
-    return int(node.name)
+    name = node.name
+    if not (name.isascii() and name.isdigit() and len(name) <= 5 and str(int(name)) == name):
+        raise ConfigError(
+            f"The saved state names a vCPU {name[:20]!r}; it must be a number of at most 5 digits"
+        )
+    return int(name)
