@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = ("site-packages", "dist-packages")
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 """What the modules of Python that are still to be imported are linked with."""
 
@@ -112,7 +113,9 @@ def _needed() -> Iterator[Grant]:
 def _modules() -> Iterator[str]:
     """The directories of Python's modules."""
     yield from (sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-    yield from (os.path.abspath(path) for path in sys.path)
+    yield os.path.dirname(os.path.abspath(__file__))
+    # Not all of them: with -m the first is the working directory, which may be any.
+    yield from (path for path in sys.path if os.path.basename(path) in PACKAGES)
 
 
 def _removed_at_the_end() -> Iterator[Grant]:

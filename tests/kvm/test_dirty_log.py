@@ -11,6 +11,9 @@ from tests.kvm.guests import programs
 from tests.kvm.guests.image import RESULTS, write_kernel
 from tests.kvm.guests.machines import Running, configure, running
 from tests.unit.test_write_record import pages_of
+from vmm.boot.layout import RamRange
+from vmm.kvm_cffi import PageSet
+from vmm.machine.dirty import _keep
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -55,3 +58,13 @@ async def test_log_can_be_opened_again_and_begins_with_all(tmp_path: Path) -> No
                 first = await trio.to_thread.run_sync(log.collect)
 
                 assert sum(len(each) for each in first) == machine.memory.size // PAGE
+
+
+def test_page_of_a_block_that_is_not_plugged_is_kept_for_later() -> None:
+    pages = PageSet(0, 16)
+    pages.fill()
+
+    rest = _keep(pages, [RamRange(8 * PAGE, 8 * PAGE)])
+
+    assert pages_of([pages]) == {PAGE * page for page in range(8, 16)}
+    assert pages_of([rest]) == {PAGE * page for page in range(8)}

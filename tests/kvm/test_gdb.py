@@ -182,3 +182,21 @@ async def reply(stream: trio.SocketStream) -> bytes:
             assert more, data
             data += bytes(more)
     return data[data.index(b"$") + 1 : data.index(b"#")]
+
+
+async def test_question_while_the_guest_runs_holds_up_nobody(place: Path) -> None:
+    halting = "cli\n1: hlt\n jmp 1b"
+    async with running(place, *debugged(place, halting)) as vmm:
+        await vmm.wait_for_state("Running", SECONDS)
+        async with await trio.open_unix_socket(str(place / "gdb")) as stream:
+            await stream.send_all(encode(b"c") + encode(b"g") + encode(b"c"))
+            with trio.fail_after(SECONDS):
+                answer = b""
+                while answer.count(b"+") < 3:
+                    answer += await stream.receive_some(4096)
+            assert (await vmm.info())["state"] == "Running"
+
+            await stream.send_all(b"\x03")
+            with trio.fail_after(SECONDS):
+                while b"T02" not in answer:
+                    answer += await stream.receive_some(4096)

@@ -100,6 +100,18 @@ async def test_paused_machine_can_be_resumed_and_paused_at_once(tmp_path: Path) 
                 await vm.machine.resume()
 
 
+async def test_pause_that_is_cut_off_lets_the_guest_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = write_kernel(tmp_path, programs.COUNT_AND_TELL)
+    async with running(configure(kernel)) as vm:
+        monkeypatch.setattr(vm.machine._devices, "sleep", trio.sleep_forever)
+        with trio.move_on_after(0.2) as cut:
+            await vm.machine.pause()
+        assert cut.cancelled_caught
+        await vm.debug.wait_for(b".", after=len(vm.debug.output))
+
+
 async def test_pause_after_a_triple_fault_does_not_wait_for_the_dead_vcpu(tmp_path: Path) -> None:
     async with running(configure(write_kernel(tmp_path, RESET_BY["triple fault"]))) as vm:
         with trio.fail_after(DEADLINE_S):

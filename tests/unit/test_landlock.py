@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,12 @@ def test_ruleset_that_nobody_obeys_leaves_nothing() -> None:
         pytest.skip(str(error))
 
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_directory_it_was_started_in_is_none_of_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert str(tmp_path) not in set(sandbox._modules())
+    assert os.path.dirname(sandbox.__file__) in set(sandbox._modules())

@@ -30,6 +30,7 @@ def send(url: str, memory: MemoryConfig = PRIVATE, /, **fields: object) -> objec
         ("tcp:10.0.0.1:5000", TcpAddress("10.0.0.1", 5000)),
         ("tcp:host.example:1", TcpAddress("host.example", 1)),
         ("tcp:[fe80::1]:65535", TcpAddress("fe80::1", 65535)),
+        ("tcp:[fe80::1%eth0]:1", TcpAddress("fe80::1%eth0", 1)),
     ],
 )
 def test_url_is_read(url: str, address: UnixAddress | TcpAddress) -> None:
@@ -49,6 +50,11 @@ def test_url_is_read(url: str, address: UnixAddress | TcpAddress) -> None:
         "tcp:host:0",
         "tcp:host:65536",
         "tcp:host:five",
+        "tcp:host:000080999999",
+        "tcp:" + "a" * 64 + ":5",
+        "tcp:.host:5",
+        "tcp:h\u00f6st:5",
+        "tcp:[fe80]:5",
         "tcp:fe80::1:5",
         "file:///a",
         "/run/a.sock",

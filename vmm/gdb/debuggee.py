@@ -202,7 +202,7 @@ class Debuggee:
 
     def _patch(self) -> None:
         """Put the breakpoints into the memory, as the first vCPU's page tables have it."""
-        for address in self._in_memory:
+        for address in self._in_memory if self.vcpus else ():
             try:
                 gpa = self._place(self.vcpus[0], address)
                 before = self._memory.read(gpa, 1)

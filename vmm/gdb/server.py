@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vmm.errors import VmmError, chain
+from vmm.errors import VmmError, chain, first_error
 from vmm.gdb.debuggee import Debuggee
 from vmm.gdb.session import Session
 
@@ -73,10 +73,9 @@ class DebugServer:
         logger.info("A debugger has come")
         try:
             ended = await self._session.run()
-        except VmmError as error:
-            for line in chain(error):
-                logger.error("The debugger's session failed: %s", line)
-        else:
             logger.info("The debugger is gone: %s", ended.value)
+        except* VmmError as group:
+            for line in chain(first_error(group)):
+                logger.error("The debugger's session failed: %s", line)
         finally:
             self._session = None

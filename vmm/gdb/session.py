@@ -81,7 +81,11 @@ class Session:
         await self._debuggee.hold()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read)
-            ended = await self._serve()
+            try:
+                ended = await self._serve()
+            except VmmError:
+                await self._debuggee.let_go()
+                raise
             nursery.cancel_scope.cancel()
         if ended is not Ended.MACHINE_GONE:
             await self._debuggee.let_go()
@@ -135,7 +139,14 @@ class Session:
         await self._say(self._stop_reply(stop.why, signal.SIGTRAP))
 
     async def _obey(self, packet: str) -> bool:
-        """Carry a packet out; True when it is the last."""
+        """Carry a packet out; True when it is the last.
+
+        While the guest runs only those that end it are heard: a vCPU inside KVM_RUN answers nobody,
+        and whoever asks it waits.
+        """
+        is_last = packet[:1] in ("D", "k") or packet.startswith("vKill")
+        if self._is_running and not is_last:
+            return False
         if packet[:1] in ("c", "C", "s", "S") or packet.startswith("vCont;"):
             self._go_on(packet)
         elif packet[:1] == "D":
@@ -185,8 +196,9 @@ class Session:
         self._is_running = False
 
     def _stop_reply(self, why: str, number: int) -> str:
-        if self._vcpu not in self._debuggee.vcpus:
-            self._vcpu = self._debuggee.vcpus[0]
+        present = self._debuggee.vcpus
+        if present and self._vcpu not in present:  # A machine that ends has none.
+            self._vcpu = present[0]
         return f"T{number:02x}{why}thread:{self._vcpu + 1:x};"
 
     def _read_all(self) -> str:

@@ -10,6 +10,7 @@ Spec: QEMU, "QEMU Firmware Configuration (fw_cfg) Device".
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
@@ -17,6 +18,8 @@ from typing import Final, NamedTuple, Protocol
 import trio
 
 from vmm.errors import GuestError, HostError
+
+logger = logging.getLogger(__name__)
 
 SELECTOR, DATA, DMA_HIGH, DMA_LOW = 0, 1, 4, 8
 
@@ -95,7 +98,11 @@ class FwCfg:
     def read(self, offset: int, size: int) -> int:
         """The next byte of the item, or the signature of DMA."""
         if offset == DATA:
-            return int.from_bytes(self._take(1), "little")
+            try:
+                return int.from_bytes(self._take(1), "little")
+            except HostError as error:
+                logger.warning("An item of fw_cfg reads as 0: %s", error)
+                return 0
         if offset in (DMA_HIGH, DMA_LOW):
             part = DMA_SIGNATURE[offset - DMA_HIGH : offset - DMA_HIGH + size]
             return int.from_bytes(part, "little")

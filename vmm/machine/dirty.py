@@ -35,6 +35,8 @@ class DirtyLog:
         self._record = record
         self._by_hand = by_hand
         self._is_first = True
+        self._withheld: dict[int, PageSet] = {}
+        """What changed in blocks that were not plugged: it counts once they are, by region."""
         self.regions = regions
 
     @classmethod
@@ -79,20 +81,28 @@ class DirtyLog:
         self._record.take(at, pages)
         if self._is_first:
             pages.fill()
+        if at in self._withheld:
+            pages.add(self._withheld.pop(at))
         if region.blocks is not None:
             # Only now: what the guest wrote by then to a block, it had plugged before.
-            _keep(pages, region.blocks.ranges)
+            rest = _keep(pages, region.blocks.ranges)
+            if not self._is_first:  # Else the other side has zeros there.
+                self._withheld[at] = rest
         return pages
 
 
-def _keep(pages: PageSet, ranges: Sequence[RamRange]) -> None:
-    """Forget all pages but those in these ranges, which begin and end at multiples of 8 pages."""
+def _keep(pages: PageSet, ranges: Sequence[RamRange]) -> PageSet:
+    """Keep the pages in these ranges, which begin and end at multiples of 8 pages; the others."""
+    rest = PageSet(pages.gpa, pages.pages)
+    rest.bits[:] = pages.bits
     kept = bytearray(len(pages.bits))
     for gpa, size in ranges:
         first = (gpa - pages.gpa) // PAGE // 8
         part = slice(first, first + size // PAGE // 8)
         kept[part] = pages.bits[part]
+        rest.bits[part] = bytes(size // PAGE // 8)
     pages.bits[:] = kept
+    return rest
 
 
 def _protect_by_hand(vm: Vm, flags: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.bzimage import DEFAULT_SETUP_SECTORS, SECTOR, is_bzimage
 from vmm.boot.memmap import memory_map
-from vmm.errors import HostError
+from vmm.errors import ConfigError, HostError
 from vmm.legacy import fw_cfg
 from vmm.legacy.fw_cfg import Blob, Bytes, FwCfg
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 E820_ENTRY = struct.Struct("<QQI")
 SETUP_SECTORS_AT = 0x1F1
+
+MOST_BYTES = 0xFFFF_FFFF
+"""The most that the size of an item can say."""
 
 
 class FileBlob(NamedTuple):
@@ -42,7 +45,10 @@ class FileBlob(NamedTuple):
 
 @contextmanager
 def open_fw_cfg(payload: PayloadConfig, memory: GuestMemory) -> Iterator[FwCfg]:
-    """Open what the items are made of and make the device. Raises: HostError."""
+    """Open what the items are made of and make the device.
+
+    Raises: HostError, ConfigError for a file that is too large (caller).
+    """
     config = payload.fw_cfg_config
     assert config is not None, "only a configuration with this section has the device"
     with ExitStack() as stack:
@@ -93,7 +99,7 @@ def _kernel(whole: FileBlob) -> dict[int, Blob]:
 
 
 def _number(value: int) -> Bytes:
-    return Bytes(struct.pack("<I", value & 0xFFFF_FFFF))
+    return Bytes(struct.pack("<I", value))
 
 
 def _open(stack: ExitStack, path: str) -> FileBlob:
@@ -104,4 +110,10 @@ def _open(stack: ExitStack, path: str) -> FileBlob:
         os.pread(fd, 0, 0)  # A directory can be opened, and a pipe, but no more.
     except OSError as error:
         raise HostError.from_os_error("open", error, path=path, hint=hint) from error
-    return FileBlob(fd, path, 0, os.fstat(fd).st_size)
+    size = os.fstat(fd).st_size
+    if size > MOST_BYTES:
+        raise ConfigError(
+            f"{path} has {size} bytes; an item of fw_cfg (payload.fw_cfg_config, "
+            f"--fw-cfg-config) may have {MOST_BYTES}: give a smaller file"
+        )
+    return FileBlob(fd, path, 0, size)

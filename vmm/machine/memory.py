@@ -207,10 +207,15 @@ class GuestMemory:
         Raises: GuestError when a byte would miss RAM, ConfigError when the file is shorter,
         HostError when it cannot be read.
         """
-        with self._pieces(gpa, size) as pieces:
-            for piece in pieces:
-                _fill_from_file(piece, file, offset)
-                offset += len(piece)
+        spans = self._spans(gpa, size)
+        try:
+            with self._pieces(gpa, size) as pieces:
+                for piece in pieces:
+                    _fill_from_file(piece, file, offset)
+                    offset += len(piece)
+        finally:  # A file that is too short has written something, too.
+            for region, start, taken in spans:
+                self.wrote(region.hva + start, taken)
 
     def discard(self, gpa: int, size: int) -> None:
         """Give the whole pages of a range back to the host: until written they read as zeros, or

@@ -130,7 +130,7 @@ class Moves:
         try:
             await scope.during(departure.send)
         finally:
-            if progress.fate is not Fate.HERE:
+            if progress.fate is not Fate.HERE or progress.stands:
                 self._vm.stands()
             if progress.fate is Fate.GONE and not data.preserve_source:
                 self._has_gone = True

@@ -67,6 +67,9 @@ class Moving:
             phase, error = MigrationPhase.FAILED, first
         finally:
             if self.progress.fate is Fate.GONE:
+                if phase is MigrationPhase.FAILED and error is not None:
+                    # No matter of whose the VM is; the other VMM ends it if it misses anything.
+                    logger.error("The VM had gone before this: %s", ": ".join(chain(error)))
                 phase, error = MigrationPhase.COMPLETED, None
             self._end(phase, error)
         if error is not None:

@@ -35,6 +35,8 @@ class Progress:
         self.throttle_percent = 0
         self.error: str | None = None
         self.fate = Fate.HERE
+        self.stands = False
+        """Whether the VM was stopped for the move and could not be woken again."""
         self.downtime_s: float | None = None
         """Measured, once the VM has moved."""
         self._clock = clock

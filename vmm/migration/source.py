@@ -91,7 +91,8 @@ class Departure(NamedTuple):
             except LostError:
                 raise
             except BaseException:
-                await self._abandon(link)
+                if self.progress.fate is Fate.HERE:
+                    await self._abandon(link)
                 raise
 
     async def _send_over(self, link: Link) -> None:
@@ -161,6 +162,7 @@ class Departure(NamedTuple):
             raise HostError.from_os_error(
                 "connect", error, path=str(self.address), hint="is a VMM receiving there?"
             ) from error
+        stack.callback(sock.close)
         link = await self._linked(sock)
         stack.callback(link.close)
         return link
@@ -263,8 +265,10 @@ class Departure(NamedTuple):
             raise
         except BaseException:
             # Bounded: locks are asked for during some seconds, and waking waits for nothing.
+            self.progress.stands = self.is_running
             with trio.CancelScope(shield=True):
                 await self._stay()
+            self.progress.stands = False
             raise
 
     async def _stay(self) -> None:
