@@ -1,12 +1,17 @@
-"""Configurations with a device more, or one less."""
+"""Configurations with a device more, or one less, or memory elsewhere on the host."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vmm.config.pci import PciSlot
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.config.requests import ZoneUpdate
 
 CHANGING_SECTIONS: Final = (
     "disks",
@@ -50,3 +55,25 @@ def without_device(config: VmConfig, id: str) -> VmConfig:
 
 def _is_list(section: str) -> bool:
     return section != "vsock"
+
+
+def with_nodes(config: VmConfig, updates: Sequence[ZoneUpdate]) -> VmConfig:
+    """Give the configuration with memory zones on other NUMA nodes of the host.
+
+    Raises: ConfigError (caller) for a zone that there is not.
+    """
+    if not updates:
+        return config
+    nodes = {update.id: update.host_numa_node for update in updates}
+    names = [zone.id for zone in config.memory.zones or ()]
+    if unknown := nodes.keys() - set(names):
+        raise ConfigError(
+            f"zone_updates names {', '.join(sorted(unknown))}, and the VM has no such memory zone; "
+            f"it has {', '.join(names) or 'none'}"
+        )
+    zones = tuple(
+        zone.model_copy(update={"host_numa_node": nodes.get(zone.id, zone.host_numa_node)})
+        for zone in config.memory.zones or ()
+    )
+    memory = config.memory.model_copy(update={"zones": zones})
+    return config.model_copy(update={"memory": memory})

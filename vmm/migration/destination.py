@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from vmm.config.requests import ReceiveMigrationData
-    from vmm.config.vm import VmConfig
     from vmm.kvm_cffi import Vm
     from vmm.machine.memory import GuestMemory
     from vmm.machine.saved import SavedMemory
@@ -325,19 +323,3 @@ def check_processors(description: Description) -> None:
         check_cpuid(description.common_cpuid, here.common)
     except ConfigError as error:
         raise ConfigError(*error.problems) from error
-
-
-def adjusted(config: VmConfig, data: ReceiveMigrationData) -> VmConfig:
-    """The configuration with what is another here. Raises: ConfigError for a zone that is none."""
-    updates = {each.id: each.host_numa_node for each in data.zone_updates or ()}
-    zones = config.memory.zones or ()
-    if unknown := updates.keys() - {zone.id for zone in zones}:
-        raise ConfigError(f"zone_updates names the zone {min(unknown)}, which the VM does not have")
-    if not updates:
-        return config
-    moved = tuple(
-        zone.model_copy(update={"host_numa_node": updates.get(zone.id, zone.host_numa_node)})
-        for zone in zones
-    )
-    memory = config.memory.model_copy(update={"zones": moved})
-    return config.model_copy(update={"memory": memory})

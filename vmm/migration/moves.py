@@ -147,8 +147,9 @@ class Moves:
     async def _receive(
         self, data: ReceiveMigrationData, address: Address, progress: Progress
     ) -> None:
+        from vmm.config.changes import with_nodes
         from vmm.config.requests import MigrationMode
-        from vmm.migration.destination import Arrival, adjusted, check_processors, listen
+        from vmm.migration.destination import Arrival, check_processors, listen
 
         async with listen(address, data.tls_dir) as listener:
             self._events.emit("vm", "migration-receive-ready")
@@ -157,7 +158,7 @@ class Moves:
                 try:
                     description = await arrival.meet()
                     self._events.emit("vm", "migration-receive-started")
-                    config = adjusted(description.config, data)
+                    config = with_nodes(description.config, data.zone_updates or ())
                     await self._vm.take_in(config, arrival)
                 except BaseException:
                     await arrival.refuse()

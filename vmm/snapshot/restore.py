@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from vmm.config.changes import with_nodes
 from vmm.config.document import parse_document
 from vmm.config.requests import MemoryRestoreMode
 from vmm.config.rules.restore import validate_restore
@@ -23,7 +24,7 @@ from vmm.snapshot.url import path_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmm.config.requests import RestoreConfig, ZoneUpdate
+    from vmm.config.requests import RestoreConfig
     from vmm.kvm_cffi import Vm
     from vmm.machine.memory import GuestMemory
     from vmm.machine.saved import SavedMemory
@@ -53,7 +54,7 @@ class Snapshot:
                 "not in this version of the VMM; leave them out"
             )
         config = with_descriptors(config, document, request, descriptors)
-        self.config = _with_nodes(config, request.zone_updates or ())
+        self.config = with_nodes(config, request.zone_updates or ())
         try:
             self._state = MachineState.from_json(read_text(self._folder, STATE))
         except ConfigError as error:
@@ -83,23 +84,3 @@ class Snapshot:
         finally:
             os.close(fd)
         return self._state
-
-
-def _with_nodes(config: VmConfig, updates: Sequence[ZoneUpdate]) -> VmConfig:
-    """The configuration with memory zones on other NUMA nodes of the host.
-
-    Raises: ConfigError for a zone that there is not (caller).
-    """
-    nodes = {update.id: update.host_numa_node for update in updates}
-    zones = tuple(
-        zone.model_copy(update={"host_numa_node": nodes.pop(zone.id, zone.host_numa_node)})
-        for zone in config.memory.zones or ()
-    )
-    if nodes:
-        raise ConfigError(
-            f"zone_updates names {', '.join(nodes)}, and the snapshot has no such memory zone"
-        )
-    if not updates:
-        return config
-    memory = config.memory.model_copy(update={"zones": zones})
-    return config.model_copy(update={"memory": memory})
