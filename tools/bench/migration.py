@@ -4,7 +4,8 @@ The guest writes a number into every page first, so that no page is zero; then i
 writing some of them for ever. A move is timed from the request to its end at the source; QEMU's
 destination is built before that, this VMM's within. QEMU sends by multifd with as many channels
 where there is more than one connection, without limit of bandwidth. How long the guest stood is
-what each source says of itself.
+what each source says of itself. The memory that the destination takes is held until then, so that
+both find it backed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from tools.bench import qemu
+from tools.bench.backed import backed_memory
 from tools.bench.connection import Connection, first_connection
 from tools.bench.errors import BenchError
 from tools.bench.guests import SIGN_OF_LIFE, pvh_kernel
@@ -27,10 +29,12 @@ from tools.bench.processes import PATIENCE_S, Launch, launched
 from tools.bench.series import Claim, Contender, Relation, Result, Sample, race
 from tools.bench.served import put, served
 
-RAM = 1 << 30
+RAM = 2 << 30
 PAGE = 4096
 FIRST, LAST = 2 << 20, RAM - (16 << 20)
 """What the guest fills; both VMMs have something of their own below and above."""
+BACKED = RAM + RAM // 4
+"""Host memory for the destination's RAM, for buffers and tables of pages."""
 BUSY_PAGES = 8192
 """What the other guest goes on writing: 32 MiB, which both can send within their downtime."""
 CONNECTIONS = (1, 4, 16)
@@ -143,9 +147,13 @@ def _sent(name: str, folder: Path, kernel: Path, request: object, memory: str) -
     """Run the guest here, send it away, and say how that went."""
     arguments = ("--kernel", str(kernel), "--memory", memory, "-v")
     consoles = ("--console", "off", "--serial", "off", "--debug-console", "tty")
-    with served(folder / "a.sock", *arguments, *consoles) as (launch, connection):
+    with (
+        backed_memory(BACKED) as let_go,
+        served(folder / "a.sock", *arguments, *consoles) as (launch, connection),
+    ):
         launch.ms_to_byte(SIGN_OF_LIFE)
         with _watched(launch) as grown:
+            let_go()
             taken = put(connection, "vm.send-migration", request)
         launch.ms_to_exit(0)
         log = launch.stderr_to_end()
@@ -166,12 +174,14 @@ def _qemu(name: str, folder: Path, kernel: Path, connections: int) -> Iterator[S
     port = _free_port()
     uri = f"tcp:127.0.0.1:{port}"
     with (
+        backed_memory(BACKED) as let_go,
         _monitored(folder / "qb.sock", kernel, connections, "-incoming", "defer") as (_, other),
         _monitored(folder / "qa.sock", kernel, connections) as (launch, connection),
     ):
         launch.ms_to_byte(SIGN_OF_LIFE)
         qemu.execute(other, "migrate-incoming", uri=uri)
         with _watched(launch) as grown:
+            let_go()
             taken = qemu.migrated(connection, "migrate", uri)
         stood = qemu.execute(connection, "query-migrate")["downtime"]
     assert isinstance(stood, int)

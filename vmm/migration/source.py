@@ -101,11 +101,11 @@ class Departure(NamedTuple):
             if self.data.local:
                 await self._hand_over_memory(link)
             await self._configure(link)
-            await trio.to_thread.run_sync(prepare_to_save)
             self.progress.memory_bytes = sum(
                 each.range.size for each in self.machine.memory.present
             )
         if self.data.local:
+            await trio.to_thread.run_sync(prepare_to_save)
             async with self._standing():
                 await self._finish(link)
             return
@@ -126,6 +126,7 @@ class Departure(NamedTuple):
             with self._deadline():
                 faults = await self._connect(stack)
                 await faults.send(encode_role(Role.FAULT))
+                await trio.to_thread.run_sync(prepare_to_save)
             async with self._standing():
                 await self._finish(link)
             self.progress.phase = MigrationPhase.MEMORY
@@ -212,7 +213,9 @@ class Departure(NamedTuple):
         sets = await trio.to_thread.run_sync(log.collect)
         self._begin_pass(sets, is_first=True)
         with _pagemap() as pagemap_fd:
-            await streams.send(windows(log.regions, sets, pagemap_fd))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.to_thread.run_sync, prepare_to_save)
+                await streams.send(windows(log.regions, sets, pagemap_fd))
         async with Brake.open(self.machine, self.progress) as brake:
             sent_before = 0
             while True:
