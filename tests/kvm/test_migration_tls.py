@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,8 +16,19 @@ import trio
 from tests.kvm.guests.meddling import free_port
 from tests.kvm.guests.moving import Host, two_hosts
 from tests.kvm.guests.processes import SECONDS, short_folder
+from vmm.boot.layout import RamRange
 from vmm.client import ApiError
 from vmm.config.info import VmState
+from vmm.errors import PeerError
+from vmm.kvm_cffi.pager import PagerState
+from vmm.machine.memory import GuestMemory
+from vmm.machine.zones import Zone
+from vmm.migration.address import TcpAddress
+from vmm.migration.destination import listen
+from vmm.migration.postcopy import accept_faults, fetch_on_demand, serve_faults
+from vmm.migration.protocol import Role, encode_role
+from vmm.migration.tls import TlsLink, sender_context
+from vmm.testing.memory import FakeMemory
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -95,6 +109,95 @@ async def test_guest_moves_through_tls(place: Path, ours: Path, connections: int
 
         await other.rounds(5)
         assert (await other.client.info()).state is VmState.RUNNING
+
+
+async def test_guest_moves_through_tls_before_its_memory_which_follows(
+    place: Path, ours: Path
+) -> None:
+    url = f"tcp:127.0.0.1:{free_port()}"
+    how: dict[str, Any] = {"tls_dir": str(ours), "memory_mode": "Postcopy"}
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(3)
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(other.receive, url, **how))
+                await one.send(url, **how)
+
+        await other.rounds(5)
+        assert (await other.client.info()).state is VmState.RUNNING
+        with trio.fail_after(SECONDS):
+            assert await one.vmm.process.wait() == 0
+        assert "vm:postcopy-migration-completed" in one.vmm.events()
+        assert children_of(other.vmm.process.pid) == []
+
+
+def children_of(pid: int) -> list[str]:
+    """The processes that a process has started and that are there still."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+SIZE = 8 << 20
+PAGE = 4096
+
+
+async def keep_memory(port: int, folder: Path, source: FakeMemory) -> None:
+    """Be a source whose VM has gone before its memory."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    link = await TlsLink.open(stream.socket, sender_context(str(folder)), server_name="127.0.0.1")
+    await link.send(encode_role(Role.FAULT))
+    await serve_faults(link, source.map(), lambda _: None)
+    link.close()
+
+
+async def test_loop_that_touches_a_page_itself_gets_it_through_tls(ours: Path) -> None:
+    source = FakeMemory((0, SIZE))
+    source.write(0, random.Random(9).randbytes(SIZE))
+    address = TcpAddress("127.0.0.1", free_port())
+    with trio.fail_after(SECONDS):
+        async with listen(address, str(ours)) as listener, trio.open_nursery() as nursery:
+            keep = partial(trio.run, keep_memory, address.port, ours, source)
+            nursery.start_soon(trio.to_thread.run_sync, keep)
+            connection = await accept_faults(listener)
+            zone = Zone("ram", SIZE, thp=False)
+            with GuestMemory.open([zone], [RamRange(0, SIZE)]) as memory:
+                fetch_on_demand(connection, memory)
+                # In the loop's thread, which waits in the kernel until the page has come.
+                assert touched(memory, SIZE - PAGE) == source.read(SIZE - PAGE, PAGE)
+                assert memory.pager is not None
+                await trio.lowlevel.wait_readable(memory.pager.event_fd)
+                assert memory.pager.progress.state is PagerState.DONE
+                assert memory.read(0, SIZE) == source.read(0, SIZE)
+                memory.pager.close()
+    assert children_of(os.getpid()) == []
+
+
+def touched(memory: GuestMemory, at: int) -> bytes:
+    """A page, touched by the kernel: it holds no interpreter's lock, which the source needs."""
+    fd = os.memfd_create("touched")
+    try:
+        with memory.regions[0].view[at : at + PAGE] as page:
+            assert os.pwrite(fd, page, 0) == PAGE
+        return os.pread(fd, PAGE, 0)
+    finally:
+        os.close(fd)
+
+
+async def test_stranger_cannot_ask_for_memory_through_tls(ours: Path, foreign: Path) -> None:
+    address = TcpAddress("127.0.0.1", free_port())
+    with trio.fail_after(SECONDS):
+        async with listen(address, str(ours)) as listener, trio.open_nursery() as nursery:
+            nursery.start_soon(present, address.port, foreign)
+            with pytest.raises(PeerError, match="closed the connection"):
+                await accept_faults(listener)
+    assert children_of(os.getpid()) == []
+
+
+async def present(port: int, folder: Path) -> None:
+    """Show a certificate that nobody here vouches for."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    with pytest.raises(PeerError):
+        await TlsLink.open(stream.socket, sender_context(str(folder)), server_name="127.0.0.1")
 
 
 async def test_sides_that_do_not_know_each_other_move_nothing(

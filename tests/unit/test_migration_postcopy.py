@@ -18,13 +18,22 @@ from vmm.kvm_cffi.pager import FaultServer, PagerState
 from vmm.machine.memory import GuestMemory
 from vmm.machine.zones import Zone
 from vmm.migration.link import Link
-from vmm.migration.postcopy import fetch_on_demand, serve_faults
+from vmm.migration.postcopy import FaultConnection, fetch_on_demand, serve_faults
 from vmm.testing.memory import FakeMemory
 
 PAGE = 4096
 GPA = 1 << 20
 SIZE = 8 << 20
 ZONE = Zone("ram", SIZE, thp=False)
+
+
+class Through(Link):
+    """A link that is served as one through TLS is, which goes through Python."""
+
+    is_encrypted = True
+
+
+KINDS = [Link, Through]
 
 
 @contextmanager
@@ -45,7 +54,7 @@ def filled() -> FakeMemory:
 @contextmanager
 def fetching(far: socket.socket) -> Iterator[GuestMemory]:
     with GuestMemory.open([ZONE], [RamRange(GPA, SIZE)]) as memory:
-        fetch_on_demand(far.detach(), memory)
+        fetch_on_demand(FaultConnection(far.detach()), memory)
         yield memory
 
 
@@ -69,11 +78,12 @@ async def wait_for_end(memory: GuestMemory) -> PagerState:
     return memory.pager.progress.state
 
 
-async def test_ram_is_what_it_was_when_touched_and_when_all_has_come() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+async def test_ram_is_what_it_was_when_touched_and_when_all_has_come(kind: type[Link]) -> None:
     source = filled()
     pages: list[int] = []
     with joined() as (near, far):
-        link = Link(trio.socket.from_stdlib_socket(near))
+        link = kind(trio.socket.from_stdlib_socket(near))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve_faults, link, source.map(), pages.append)
             with fetching(far) as memory:
@@ -113,19 +123,19 @@ def request(command: int, length: int, gpa: int, size: int) -> bytes:
     return struct.pack("<H6xQQQ", command, length, gpa, size)
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        request(4, 16, GPA, PAGE),
-        request(9, 17, GPA, PAGE),
-        request(9, 16, 0, PAGE),
-        request(9, 16, GPA + SIZE - PAGE, 2 * PAGE),
-        request(9, 16, GPA, 0),
-        request(9, 16, GPA, 1 << 40),
-        request(9, 16, (1 << 64) - PAGE, 2 * PAGE),
-    ],
-)
-def test_request_for_what_is_no_page_is_refused(asked: bytes) -> None:
+NO_PAGES = [
+    request(4, 16, GPA, PAGE),
+    request(9, 17, GPA, PAGE),
+    request(9, 16, 0, PAGE),
+    request(9, 16, GPA + SIZE - PAGE, 2 * PAGE),
+    request(9, 16, GPA, 0),
+    request(9, 16, GPA, 1 << 40),
+    request(9, 16, (1 << 64) - PAGE, 2 * PAGE),
+]
+
+
+@pytest.mark.parametrize("asked", NO_PAGES)
+def test_request_for_what_is_no_page_is_refused_and_those_before_it_are_not(asked: bytes) -> None:
     source = filled()
     memory_map = source.map()
     with joined() as (near, far):
@@ -138,7 +148,7 @@ def test_request_for_what_is_no_page_is_refused(asked: bytes) -> None:
         assert far.recv(16) == struct.pack("<H6xQ", 1, PAGE)
 
 
-def test_request_in_pieces_is_answered_once_it_is_whole() -> None:
+def test_request_is_answered_as_soon_as_it_is_whole() -> None:
     source = filled()
     memory_map = source.map()
     with joined() as (near, far):
@@ -156,3 +166,68 @@ def test_request_in_pieces_is_answered_once_it_is_whole() -> None:
         assert answers == 2 * (struct.pack("<H6xQ", 1, PAGE) + source.read(GPA + PAGE, PAGE))
         far.close()
         assert server.serve() is None
+
+
+async def serve(link: Link, source: FakeMemory) -> int:
+    """Serve until the other side closes; how many pages."""
+    pages: list[int] = []
+    await serve_faults(link, source.map(), pages.append)
+    return sum(pages)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("asked", NO_PAGES)
+async def test_request_for_what_is_no_page_is_refused(kind: type[Link], asked: bytes) -> None:
+    with joined() as (near, far):
+        link = kind(trio.socket.from_stdlib_socket(near))
+        far.sendall(asked)
+
+        with trio.fail_after(20), pytest.raises(PeerError):
+            await serve(link, filled())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_request_in_pieces_is_answered_once_it_is_whole(kind: type[Link]) -> None:
+    source = filled()
+    whole = request(9, 16, GPA + PAGE, PAGE)
+    answer = struct.pack("<H6xQ", 1, PAGE) + source.read(GPA + PAGE, PAGE)
+    with joined() as (near, far):
+        link = kind(trio.socket.from_stdlib_socket(near))
+        peer = trio.SocketStream(trio.socket.from_stdlib_socket(far))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_ask_in_pieces, peer, whole, answer)
+            with trio.fail_after(20):
+                assert await serve(link, source) == 3
+
+
+async def _ask_in_pieces(peer: trio.SocketStream, whole: bytes, answer: bytes) -> None:
+    await peer.send_all(whole[:20])
+    await trio.testing.wait_all_tasks_blocked()
+    await peer.send_all(whole[20:] + whole + whole[:1])
+    answers = await _exactly(peer, 2 * len(answer))
+    await peer.send_all(whole[1:])
+    answers += await _exactly(peer, len(answer))
+    assert answers == 3 * answer
+    await peer.aclose()
+
+
+async def _exactly(stream: trio.SocketStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await stream.receive_some(size - len(data))
+    return data
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_page_larger_than_what_is_sent_at_once_comes_whole(kind: type[Link]) -> None:
+    source = filled()
+    with joined() as (near, far):
+        link = kind(trio.socket.from_stdlib_socket(near))
+        peer = trio.SocketStream(trio.socket.from_stdlib_socket(far))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, link, source)
+            with trio.fail_after(20):
+                await peer.send_all(request(9, 16, GPA, 2 << 20))
+                assert await _exactly(peer, 16) == struct.pack("<H6xQ", 1, 2 << 20)
+                assert await _exactly(peer, 2 << 20) == source.read(GPA, 2 << 20)
+                await peer.aclose()

@@ -23,7 +23,13 @@ from vmm.listener import listening
 from vmm.migration.address import UnixAddress
 from vmm.migration.link import PATIENCE_S, Link
 from vmm.migration.messages import Description
-from vmm.migration.postcopy import FAULT_CONNECTION_S, duplicate, fetch_on_demand
+from vmm.migration.postcopy import (
+    FAULT_CONNECTION_S,
+    ROLE_PATIENCE_S,
+    FaultConnection,
+    accept_faults,
+    fetch_on_demand,
+)
 from vmm.migration.protocol import (
     HEADER_BYTES,
     MOST_CONNECTIONS,
@@ -49,17 +55,17 @@ if TYPE_CHECKING:
     from vmm.migration.address import Address
     from vmm.migration.progress import Progress
 
-ROLE_PATIENCE_S = 10.0
 REFUSAL_S = 1.0
 MOST_REGIONS = 512
 """Descriptors of memory that may come."""
 
 
 class Listener(NamedTuple):
-    """Where a VM may come."""
+    """Where a VM may come: with a context through TLS, whose files ``tls_dir`` has."""
 
     sock: trio.socket.SocketType
     context: ssl.SSLContext | None = None
+    tls_dir: str | None = None
 
     async def accept(self) -> trio.socket.SocketType:
         """Wait for the next connection. Raises: HostError."""
@@ -110,7 +116,7 @@ async def listen(address: Address, tls_dir: str | None = None) -> AsyncIterator[
             raise HostError.from_os_error(
                 "listen", error, path=str(address), hint="give an address of this host's"
             ) from error
-        yield Listener(sock, context)
+        yield Listener(sock, context, tls_dir)
 
 
 class Arrival(Closing):
@@ -126,8 +132,8 @@ class Arrival(Closing):
         is_postcopy: bool = False,
     ) -> None:
         self._is_postcopy = is_postcopy
-        self._fault_fd: int | None = None
-        self._fault_came = trio.Event()
+        self._faults: FaultConnection | None = None
+        self._faults_came = trio.Event()
         self._listener = listener
         self._progress = progress
         self._check = check
@@ -140,9 +146,8 @@ class Arrival(Closing):
 
     def close(self) -> None:
         """Let go of all connections and descriptors."""
-        fd, self._fault_fd = self._fault_fd, None
-        if fd is not None:
-            os.close(fd)
+        if self._faults is not None:
+            self._faults.close()
         self._open.close()
 
     @property
@@ -206,7 +211,10 @@ class Arrival(Closing):
         await self.link.respond(Status.OK)
         self._progress.start_moving()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_others, nursery, memory_map)
+            if self._is_postcopy:
+                nursery.start_soon(self._take_faults)
+            else:
+                nursery.start_soon(self._take_others, nursery, memory_map)
             state = await self._take_state(memory_map)
             if self._is_postcopy:
                 await self._wait_for_faults()
@@ -216,9 +224,13 @@ class Arrival(Closing):
         self._progress.phase = MigrationPhase.STATE
         return MachineState.from_json(state)
 
+    async def _take_faults(self) -> None:
+        self._faults = await accept_faults(self._listener)
+        self._faults_came.set()
+
     async def _wait_for_faults(self) -> None:
         with trio.move_on_after(FAULT_CONNECTION_S):
-            await self._fault_came.wait()
+            await self._faults_came.wait()
             return
         raise PeerError(
             "The source sent the VM before its memory, and no connection to ask for that; give "
@@ -227,9 +239,9 @@ class Arrival(Closing):
 
     def _fetch_rest(self, memory: GuestMemory) -> None:
         """Have memory come as it is touched, where the source keeps it until then."""
-        fd, self._fault_fd = self._fault_fd, None
-        if fd is not None:
-            fetch_on_demand(fd, memory)
+        connection, self._faults = self._faults, None
+        if connection is not None:
+            fetch_on_demand(connection, memory)
 
     async def _take_state(self, memory: GuestMemoryMap) -> str:
         while True:
@@ -258,8 +270,10 @@ class Arrival(Closing):
         with sock:
             link = await self._listener.linked(sock, ROLE_PATIENCE_S)
             if decode_role(await link.receive(ROLE_BYTES)) is Role.FAULT:
-                self._take_fault_connection(sock)
-                return
+                raise PeerError(
+                    "A connection came to ask for memory, which nobody awaits; give "
+                    "memory_mode=Postcopy at both sides"
+                )
             link.patience_s = self._patience_s
             while True:
                 await link.readable()
@@ -269,15 +283,6 @@ class Arrival(Closing):
                 request = Request.decode(header)
                 self._receiver.accept_beside(request)
                 await self._take_memory(link, request, memory)
-
-    def _take_fault_connection(self, sock: trio.socket.SocketType) -> None:
-        if not self._is_postcopy or self._fault_came.is_set():
-            raise PeerError(
-                "A connection came to ask for memory, which nobody awaits; give "
-                "memory_mode=Postcopy at both sides"
-            )
-        self._fault_fd = duplicate(sock)
-        self._fault_came.set()
 
     async def _take_memory(self, link: Link, request: Request, memory: GuestMemoryMap) -> None:
         table = RangeTable.decode(await link.receive(request.length))

@@ -44,6 +44,8 @@ class Link:
     when it was longer, or the connection is lost.
     """
 
+    is_encrypted = False
+
     def __init__(self, sock: trio.socket.SocketType, patience_s: float = PATIENCE_S) -> None:
         self._socket = sock
         self.patience_s = patience_s
@@ -58,7 +60,7 @@ class Link:
         """Close the socket. A second call does nothing."""
         self._socket.close()
 
-    async def send(self, data: bytes, *, fd: int | None = None) -> None:
+    async def send(self, data: bytes | bytearray, *, fd: int | None = None) -> None:
         """Send bytes, and a descriptor with the first of them. Raises: PeerError."""
         rest = memoryview(data)
         if fd is not None:
@@ -80,14 +82,18 @@ class Link:
         """The same, None when the peer closed before the first byte. Raises: PeerError."""
         data = bytearray()
         while len(data) < size:
-            with self._waiting("receive from"):
-                part = await self._some(min(size - len(data), 1 << 20))
+            part = await self.receive_some(min(size - len(data), 1 << 20))
             if not part and not data:
                 return None
             if not part:
                 raise PeerError("The other VMM closed the connection in the middle of a message")
             data += part
         return bytes(data)
+
+    async def receive_some(self, most: int) -> bytes:
+        """Receive what there is, at most so many bytes; none at the end. Raises: PeerError."""
+        with self._waiting("receive from"):
+            return await self._some(most)
 
     async def _put(self, data: memoryview) -> int:
         """Send some of the bytes, and say how many."""

@@ -74,7 +74,6 @@ def check_send(data: SendMigrationData, config: VmConfig) -> Address:
     problems += _tls_problems(data.tls_dir, SENDER_FILES, is_unix=is_unix)
     if problems:
         raise ConfigError(*problems)
-    _refuse_encrypted_faults(data.memory_mode, data.tls_dir)
     return address
 
 
@@ -93,15 +92,7 @@ def check_receive(data: ReceiveMigrationData) -> Address:
             "vfio_fds and iommufd_fd are for devices that are passed through, which this version "
             "of the VMM does not have; leave them out"
         )
-    _refuse_encrypted_faults(data.memory_mode, data.tls_dir)
     return address
-
-
-def _refuse_encrypted_faults(mode: MigrationMode, tls_dir: str | None) -> None:
-    if mode is MigrationMode.POSTCOPY and tls_dir is not None:
-        raise UnsupportedError(
-            "memory_mode=Postcopy with tls_dir is not in this version of the VMM; leave one out"
-        )
 
 
 def is_prefaulted(memory: MemoryConfig) -> bool:

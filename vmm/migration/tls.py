@@ -55,6 +55,8 @@ def _loaded(context: ssl.SSLContext, folder: str, side: str) -> ssl.SSLContext:
 class TlsLink(Link):
     """A link through TLS; ``open`` makes one."""
 
+    is_encrypted = True
+
     def __init__(
         self,
         sock: trio.socket.SocketType,
@@ -62,7 +64,7 @@ class TlsLink(Link):
         patience_s: float,
     ) -> None:
         super().__init__(sock, patience_s)
-        self._stream = stream
+        self.stream = stream
         self._ahead = b""
 
     @classmethod
@@ -96,20 +98,20 @@ class TlsLink(Link):
         return link
 
     async def _put(self, data: memoryview) -> int:
-        await self._stream.send_all(data)
+        await self.stream.send_all(data)
         return len(data)
 
     async def _some(self, most: int) -> bytes:
         if self._ahead:
             part, self._ahead = self._ahead[:most], self._ahead[most:]
             return part
-        return bytes(await self._stream.receive_some(most))
+        return bytes(await self.stream.receive_some(most))
 
     async def readable(self) -> None:
         """Wait, as long as it takes, until something comes or the connection ends."""
         if not self._ahead:
             try:
-                self._ahead = bytes(await self._stream.receive_some())
+                self._ahead = bytes(await self.stream.receive_some())
             except trio.BrokenResourceError as error:
                 raise PeerError(f"The other VMM is gone: {error.__cause__ or error}") from error
 
@@ -119,7 +121,7 @@ class TlsLink(Link):
         """Send ranges of guest memory, saying how much went. Raises: PeerError."""
         for piece in table.views(memory, PIECE_BYTES):
             with self._waiting("send to"):
-                await self._stream.send_all(piece)
+                await self.stream.send_all(piece)
             sent(len(piece))
 
     async def receive_memory(
