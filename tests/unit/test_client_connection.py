@@ -191,9 +191,9 @@ DEVICES = (RestoredDeviceConfig(id="c", fd=10),)
         ),
         (
             "receive_migration",
-            ReceiveMigrationData(receiver_url="u", vfio_fds=DEVICES, iommufd_fd=11),
-            (10, 11),
-            b'"vfio_fds":[{"id":"c"}]',
+            ReceiveMigrationData(receiver_url="u", net_fds=NETS, vfio_fds=DEVICES, iommufd_fd=11),
+            (7, 8, 9, 10, 11),
+            b'"net_fds":[{"num_fds":2,"id":"a"},{"num_fds":1,"id":"b"}],"vfio_fds":[{"id":"c"}]',
         ),
     ],
 )

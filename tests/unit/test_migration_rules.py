@@ -85,6 +85,13 @@ def test_request_against_a_rule_is_refused(
         send(url, PRIVATE, **fields)
 
 
+def test_network_of_the_destination_is_named_once() -> None:
+    nets = ({"id": "lan", "num_fds": 1}, {"id": "lan", "num_fds": 1})
+    data = {"receiver_url": "unix:/a", "net_fds": nets}
+    with pytest.raises(ConfigError, match="net_fds: Identifier lan is not unique"):
+        check_receive(ReceiveMigrationData.model_validate(data))
+
+
 def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         send("tcp:h:1", local=True, memory_mode="Postcopy", connections=4)

@@ -76,6 +76,13 @@ def test_descriptors_that_do_not_fit_are_refused(
         read(folder, *sent, net_fds=nets)
 
 
+def test_configuration_whose_descriptors_are_no_list_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "net": [{"id": "lan", "fds": 5}]}))
+
+    with pytest.raises(ConfigError, match=r"net.fds is 5; it must be a list"):
+        read(folder)
+
+
 def test_zone_moves_to_another_node_of_the_host(folder: Path) -> None:
     nets = [{"id": "lan", "fds": (3, 4)}]
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from vmm.api.routes import Service, get, put, put_model
+from vmm.api.descriptors import Descriptors
+from vmm.api.routes import Service, get, put, put_model, put_model_and_descriptors
 from vmm.config.info import MigrationInfo
 from vmm.config.requests import ReceiveMigrationData, SendMigrationData
 from vmm.errors import NotCreatedError, NotFoundError, StateError, UnsupportedError
 from vmm.machine.commands import CancelMigration, ReceiveMigration, SendMigration
 
 
-@put_model(
+@put_model_and_descriptors(
     "/vm.receive-migration",
     ReceiveMigrationData,
     "Error receiving migration",
     UnsupportedError,
     StateError,
 )
-async def receive(service: Service, data: ReceiveMigrationData) -> None:
+async def receive(service: Service, data: ReceiveMigrationData, descriptors: Descriptors) -> None:
     """Wait for a VM and take it in; answered when it is here."""
-    await service.owner.submit(ReceiveMigration(data))
+    await service.owner.submit(ReceiveMigration(data, descriptors.take()))
 
 
 @put_model(

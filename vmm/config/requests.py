@@ -124,12 +124,13 @@ class TimeoutStrategy(StrEnum):
 
 
 class ReceiveMigrationData(ConfigModel):
-    """Where a migration is awaited."""
+    """Where a migration is awaited, and what replaces the descriptors that the VM had."""
 
     receiver_url: Text
     tls_dir: HostPath | None = None
     memory_mode: Choice[MigrationMode] = MigrationMode.PRECOPY
     zone_updates: Array[ZoneUpdate] | None = None
+    net_fds: Array[RestoredNetConfig] | None = None
     vfio_fds: Array[RestoredDeviceConfig] | None = None
     iommufd_fd: Descriptor | None = None
 

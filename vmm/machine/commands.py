@@ -211,13 +211,16 @@ class SendMigration(Command):
         self.data = data
 
 
-class ReceiveMigration(Command):
-    """Wait for a VM and take it in; other commands go on meanwhile."""
+class ReceiveMigration(WithDescriptors):
+    """Wait for a VM and take it in; other commands go on meanwhile.
+
+    The descriptors are those that the request names.
+    """
 
     __slots__ = ("data",)
-    __match_args__ = ("data",)
 
-    def __init__(self, data: ReceiveMigrationData) -> None:
+    def __init__(self, data: ReceiveMigrationData, descriptors: tuple[int, ...] = ()) -> None:
+        super().__init__(descriptors)
         self.data = data
 
 

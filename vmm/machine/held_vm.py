@@ -207,14 +207,18 @@ class HeldVm:
         """Whether it is booted and not paused."""
         return self._state is State.RUNNING
 
-    async def take_in(self, config: VmConfig, arrival: Arrival) -> None:
+    async def take_in(
+        self, config: VmConfig, arrival: Arrival, command: commands.ReceiveMigration
+    ) -> None:
         """Have the VM that another VMM sends, in place of a stored configuration.
 
+        The configuration names the descriptors that the command brought.
         Raises: what stops it; there is no VM then.
         """
         try:
             await self.leave_consoles()
             self._store(None)
+            self._descriptors.keep(command.take_descriptors())
             await self._start(config, arrival)
             self._confine(config)
             machine = self.needed_machine()

@@ -13,6 +13,7 @@ from vmm.errors import ConfigError, PeerError
 from vmm.kvm_cffi.structs import CpuidEntry
 from vmm.machine.brought_back import layout_of
 from vmm.machine.saved import SavedMemory
+from vmm.snapshot.descriptors import with_lost_descriptors
 
 if TYPE_CHECKING:
     from vmm.machine.interface import Machine
@@ -21,7 +22,10 @@ _CPUID = TypeAdapter(tuple[CpuidEntry, ...])
 
 
 class Description(NamedTuple):
-    """A machine's configuration, the processors' features, and how its RAM is laid out."""
+    """A machine's configuration, the processors' features, and how its RAM is laid out.
+
+    Of one that was decoded, networks show how many descriptors they had.
+    """
 
     config: VmConfig
     common_cpuid: tuple[CpuidEntry, ...]
@@ -41,8 +45,9 @@ class Description(NamedTuple):
         """Read it. Raises: PeerError for what is none."""
         try:
             parts = json.loads(data)
+            config = parse_object(VmConfig, parts["vm_config"])
             return cls(
-                parse_object(VmConfig, parts["vm_config"]),
+                with_lost_descriptors(config, parts["vm_config"]),
                 _CPUID.validate_python(parts["common_cpuid"]),
                 SavedMemory.from_json(parts["memory_manager_data"]["layout"], "RAM"),
             )

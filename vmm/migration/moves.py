@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vmm.config.info import MigrationInfo
-    from vmm.config.requests import ReceiveMigrationData, SendMigrationData
+    from vmm.config.requests import SendMigrationData
     from vmm.machine.held_vm import HeldVm
     from vmm.machine.interface import Events
     from vmm.machine.mailbox import Request
     from vmm.migration.address import Address
+    from vmm.migration.messages import Description
     from vmm.migration.moving import Moving
     from vmm.migration.progress import Progress
+    from vmm.snapshot.descriptors import Given
 
     Operation = Callable[[Progress], Awaitable[None]]
 
@@ -87,8 +89,8 @@ class Moves:
         match command:
             case commands.SendMigration(data):
                 return self._sending(data)
-            case commands.ReceiveMigration(data):
-                return self._receiving(data)
+            case commands.ReceiveMigration():
+                return self._receiving(command)
         raise InternalError(f"{command} moves no VM")
 
     async def _run(self, request: Request, moving: Moving, operation: Operation) -> None:
@@ -136,30 +138,44 @@ class Moves:
                 self._has_gone = True
                 self._end()
 
-    def _receiving(self, data: ReceiveMigrationData) -> Operation:
+    def _receiving(self, command: commands.ReceiveMigration) -> Operation:
         from vmm.migration.rules import check_receive
+        from vmm.snapshot.descriptors import given_to
 
-        address = check_receive(data)
+        address = check_receive(command.data)
+        given = given_to(command.data.net_fds, command.descriptors)
         if self._vm.has_machine:
             raise StateError("VM is already created")
-        return partial(self._receive, data, address)
+        return partial(self._receive, command, address, given)
 
     async def _receive(
-        self, data: ReceiveMigrationData, address: Address, progress: Progress
+        self,
+        command: commands.ReceiveMigration,
+        address: Address,
+        given: Given,
+        progress: Progress,
     ) -> None:
         from vmm.config.changes import with_nodes
         from vmm.config.requests import MigrationMode
+        from vmm.config.rules.restore import validate_received
         from vmm.migration.destination import Arrival, check_processors, listen
+        from vmm.snapshot.descriptors import with_descriptors
+
+        data = command.data
+
+        def check(description: Description) -> None:
+            validate_received(data, description.config)
+            check_processors(description)
 
         async with listen(address, data.tls_dir) as listener:
             self._events.emit("vm", "migration-receive-ready")
             is_postcopy = data.memory_mode is MigrationMode.POSTCOPY
-            with Arrival(listener, progress, check_processors, is_postcopy=is_postcopy) as arrival:
+            with Arrival(listener, progress, check, is_postcopy=is_postcopy) as arrival:
                 try:
                     description = await arrival.meet()
                     self._events.emit("vm", "migration-receive-started")
                     config = with_nodes(description.config, data.zone_updates or ())
-                    await self._vm.take_in(config, arrival)
+                    await self._vm.take_in(with_descriptors(config, given), arrival, command)
                 except BaseException:
                     await arrival.refuse()
                     raise

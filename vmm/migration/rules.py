@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vmm.config.requests import MigrationMode
+from vmm.config.rules.restore import validate_received
 from vmm.errors import ConfigError, UnsupportedError
 from vmm.migration.address import Address, UnixAddress, parse_url
 
@@ -65,12 +66,6 @@ def check_send(data: SendMigrationData, config: VmConfig) -> Address:
         )
         if is_wrong
     ]
-    problems += [
-        f"Network {net.id} was given as descriptors, which the other VMM does not have; remove it, "
-        "or use a tap by name (tap)"
-        for net in config.net or ()
-        if net.fds is not None
-    ]
     problems += _tls_problems(data.tls_dir, SENDER_FILES, is_unix=is_unix)
     if problems:
         raise ConfigError(*problems)
@@ -92,6 +87,7 @@ def check_receive(data: ReceiveMigrationData) -> Address:
             "vfio_fds and iommufd_fd are for devices that are passed through, which this version "
             "of the VMM does not have; leave them out"
         )
+    validate_received(data)
     return address
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from vmm.config.requests import MemoryRestoreMode
 from vmm.config.rules.restore import validate_restore
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, UnsupportedError
-from vmm.snapshot.descriptors import with_descriptors
+from vmm.snapshot.descriptors import given_to, with_descriptors, with_lost_descriptors
 from vmm.snapshot.files import CONFIG, MEMORY, STATE, read_text
 from vmm.snapshot.memory_file import open_memory, read_memory
 from vmm.snapshot.paging import read_on_demand
@@ -53,7 +54,9 @@ class Snapshot:
                 "vfio_fds and iommufd_fd (--restore vfio_fds=…) are for devices by VFIO, which are "
                 "not in this version of the VMM; leave them out"
             )
-        config = with_descriptors(config, document, request, descriptors)
+        config = with_lost_descriptors(config, json.loads(document))
+        validate_restore(request, config)
+        config = with_descriptors(config, given_to(request.net_fds, descriptors))
         self.config = with_nodes(config, request.zone_updates or ())
         try:
             self._state = MachineState.from_json(read_text(self._folder, STATE))
