@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import MIB, RAM_BYTES, Owned, configure, owned, running
-from tests.kvm.guests.moving import move, two_hosts
-from tests.kvm.guests.processes import short_folder
+from tests.kvm.guests.meddling import free_port
+from tests.kvm.guests.moving import checks_memory, move, two_hosts
+from tests.kvm.guests.processes import SECONDS, short_folder
 from tests.kvm.guests.programs import HALT, WINDOW, map_window, say
+from tests.kvm.guests.virtio import descriptor, move_bar, set_up, submit_and_poll
 from tests.kvm.test_snapshot import restored, save
 from vmm.config.requests import VmResize, VmResizeZone
 from vmm.config.vm import VmConfig
@@ -27,6 +31,8 @@ place = short_folder
 ROOM = 128 * MIB
 REGION = 4 << 30
 """Where the first zone that grows has its region."""
+MEM_SLOT = 2
+NEXT, WRITE = 1, 2
 
 
 def growing(folder: Path, source: str = HALT, **zone: object) -> VmConfig:
@@ -156,14 +162,14 @@ async def test_restored_machine_has_the_blocks_that_were_plugged_and_what_is_in_
         vm.machine.resize_zone("near", 8 * MIB)
         # As if the guest had a driver.
         vm.machine.memory.room_of("near")[1].mark(REGION + 4 * MIB, 2, plugged=True)
-        vm.machine.memory.write(REGION + 8 * MIB - 6, b"its end")
+        vm.machine.memory.write(REGION + 8 * MIB - 7, b"its end, and what it has not plugged")
         saved = await save(vm, config, folder)
 
     async with restored(folder, memory_restore_mode=mode) as vm:
         await vm.machine.resume()
         memory = vm.machine.memory
         assert memory.room_of("near")[1].runs == [(2, 2)]
-        assert memory.read(REGION + 8 * MIB - 6, 7) == b"its end"
+        assert memory.read(REGION + 8 * MIB - 7, 8) == b"its end\0"
         assert vm.machine.memory_actual_size == RAM_BYTES + 2 * MIB + 4 * MIB
         with pytest.raises(ConfigError, match="asked for 8388608 bytes"):
             vm.machine.resize_zone("near", 8 * MIB)
@@ -175,6 +181,69 @@ async def test_restored_machine_has_the_blocks_that_were_plugged_and_what_is_in_
     assert saved.devices["near"].own.model_dump()["plugged"] == ((2, 2),)
     blocks = (folder / "memory-ranges").stat().st_blocks
     assert blocks * 512 < RAM_BYTES
+
+
+ASK, TOLD = 0x22_0000, 0x22_0100
+PLUGS = f"""
+    {move_bar(MEM_SLOT)}
+    {set_up()}
+    movl $0, {ASK}
+    movl $0, {ASK + 4}
+    movl ${REGION & 0xFFFF_FFFF}, {ASK + 8}
+    movl ${REGION >> 32}, {ASK + 12}
+    movl $1, {ASK + 16}
+    movl $0, {ASK + 20}
+    movl $0xffffffff, {TOLD}
+    {descriptor(0, ASK, 24, NEXT, 1)}
+    {descriptor(1, TOLD, 10, WRITE)}
+    {submit_and_poll()}
+    cmpw $0, {TOLD}
+    jne 8f
+    {map_window(REGION)}
+    {checks_memory(512, WINDOW)}
+"""
+"""Plugs a block, and checks the memory of that from then on."""
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_local"), [("Precopy", False), ("Precopy", True), ("Postcopy", False)]
+)
+async def test_moved_guest_has_what_it_plugged(place: Path, mode: str, is_local: bool) -> None:
+    url = f"unix:{place}/m" if is_local else f"tcp:127.0.0.1:{free_port()}"
+    memory = {
+        "size": RAM_BYTES,
+        "shared": True,
+        "hotplug_method": "VirtioMem",
+        "hotplug_size": ROOM,
+        "hotplugged_size": 2 * MIB,
+    }
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, PLUGS, memory=memory)
+        await one.rounds(3)
+
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(other.receive, url, memory_mode=mode))
+                await one.send(url, memory_mode=mode, local=is_local)
+
+        await other.rounds(5)
+        assert (await other.client.info()).memory_actual_size == RAM_BYTES + 2 * MIB
+
+
+async def test_restored_machine_holds_nothing_that_was_not_plugged(tmp_path: Path) -> None:
+    ram = tmp_path / "ram"
+    ram.write_bytes(bytes(RAM_BYTES + ROOM))
+    config = growing(tmp_path, file=str(ram), shared=True)
+    folder = tmp_path / "snapshot"
+    async with running(config) as vm:
+        vm.machine.resize_zone("near", 8 * MIB)
+        vm.machine.memory.room_of("near")[1].mark(REGION + 4 * MIB, 2, plugged=True)
+        vm.machine.memory.write(REGION, b"x" * 10 * MIB)
+        await save(vm, config, folder)
+
+    async with restored(folder) as vm:
+        assert vm.machine.memory.read(REGION + 4 * MIB - 2, 4) == b"\0\0xx"
+        assert vm.machine.memory.read(REGION + 8 * MIB - 2, 4) == b"xx\0\0"
 
 
 @pytest.mark.parametrize("is_local", [False, True])

@@ -56,6 +56,19 @@ def test_runs_are_ascending_apart_and_all_that_is_plugged(
 
 
 @given(CHANGES)
+def test_gaps_are_apart_and_all_that_is_not_plugged(
+    changes: list[tuple[tuple[int, int], bool]],
+) -> None:
+    blocks, plugged = made(changes)
+
+    ranges = sorted([*blocks.ranges, *blocks.gaps])
+    assert sum(gap.size for gap in blocks.gaps) == (COUNT - len(plugged)) * BLOCK
+    ends = [BASE, *(each.gpa + each.size for each in ranges)]
+    assert ends == [*(each.gpa for each in ranges), BASE + COUNT * BLOCK]
+    assert all(gap.size > 0 for gap in blocks.gaps)
+
+
+@given(CHANGES)
 def test_replaced_blocks_are_those_of_the_runs(
     changes: list[tuple[tuple[int, int], bool]],
 ) -> None:

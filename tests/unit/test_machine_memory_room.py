@@ -132,3 +132,18 @@ def test_ram_that_grows_by_acpi_has_no_room_for_virtio_mem() -> None:
     [zone] = zones_of(MemoryConfig(size=MIB, hotplug_size=128 * MIB))
 
     assert zone.room == 0
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "memfd"])
+def test_what_is_not_plugged_is_given_back(shared: bool) -> None:
+    for memory in opened(Zone("near", 4 * MIB, shared=shared, thp=False, room=8 * BLOCK)):
+        memory.write(0, b"x" * 4 * MIB)
+        memory.write(BASE, b"x" * 8 * BLOCK)
+        memory.room_of("near")[1].replace([(1, 2), (6, 1)])
+
+        list(memory.discard_unplugged())
+
+        assert resident_pages(memory, 0, 4 * MIB) == 1024
+        assert resident_pages(memory, BASE, 8 * BLOCK) == 3 * 512
+        assert memory.read(BASE + BLOCK, 2 * BLOCK) == b"x" * 2 * BLOCK
+        assert memory.read(BASE + 6 * BLOCK, BLOCK) == b"x" * BLOCK

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 from vmm.boot.cpuid import KVM_FEATURES
 from vmm.boot.cpuid_table import CpuidTable
 from vmm.errors import ConfigError
@@ -67,7 +69,23 @@ async def provide(
     add_dimms(memory, source, config, areas.hotplug)
     check_ranges(memory, source.memory)
     memory.enter_slots(vm)
-    return await source.provide(memory, vm)
+    state = await source.provide(memory, vm)
+    mark_plugged(memory, state)
+    if memory.pager is None:  # Else nobody has touched what is not plugged.
+        for _ in memory.discard_unplugged():
+            await trio.lowlevel.checkpoint()
+    return state
+
+
+def mark_plugged(memory: GuestMemory, state: MachineState) -> None:
+    """Have the blocks that a guest plugged be RAM. Raises: ConfigError for others (caller)."""
+    for region in memory.regions:
+        blocks, runs = region.blocks, state.plugged.get(region.zone.id, ())
+        if blocks is not None and not blocks.replace(runs):
+            raise ConfigError(
+                f"The saved memory zone {region.zone.id!r} has blocks plugged beyond the "
+                f"{blocks.size // blocks.block_size} of its room; restore it as it was"
+            )
 
 
 def check_layout(config: VmConfig, layout: SavedMemory, cpus: Processors) -> None:

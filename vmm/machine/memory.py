@@ -30,7 +30,7 @@ MADV_REMOVE = 9
 MADV_POPULATE_WRITE = 23
 
 POPULATE_STEP = 64 << 20
-"""Prefaulting is done in steps of this many bytes, so that the loop turns in between."""
+"""Much memory is touched or given back in steps of so many bytes: the loop turns in between."""
 PROVIDE_STEP = 2 << 20
 """The same while the guest runs: a step takes about a millisecond."""
 
@@ -229,6 +229,17 @@ class GuestMemory:
             if first < end:
                 _discard(region, first, end - first)
                 self.wrote(region.hva + first, end - first)
+
+    def discard_unplugged(self) -> Iterator[None]:
+        """Give back what lies behind blocks that are not plugged, a step at a time.
+
+        Raises: HostError when a zone's file keeps its pages.
+        """
+        for region in self.regions:
+            for gpa, size in () if region.blocks is None else region.blocks.gaps:
+                for start in range(gpa, gpa + size, POPULATE_STEP):
+                    self.discard(start, min(POPULATE_STEP, gpa + size - start))
+                    yield
 
     def gpa_of(self, view: memoryview) -> int:
         """Where a view of RAM is for the guest. Raises: InternalError when it is none."""

@@ -47,6 +47,18 @@ class MemoryBlocks:
             runs.append((first, end - first))
         return runs
 
+    @property
+    def gaps(self) -> list[RamRange]:
+        """What is not plugged, ascending, neighbours joined."""
+        gaps = []
+        end = 0
+        for first, count in (*self.runs, (len(self._plugged), 0)):
+            if first > end:
+                at, size = self.gpa + end * self.block_size, (first - end) * self.block_size
+                gaps.append(RamRange(at, size))
+            end = first + count
+        return gaps
+
     def holds(self, gpa: int, count: int) -> bool:
         """Whether a number of blocks from an address on are blocks of this region."""
         first, offset = divmod(gpa - self.gpa, self.block_size)

@@ -20,6 +20,7 @@ from vmm.errors import ConfigError, HostError, PeerError
 from vmm.kvm_cffi import GuestMemoryMap, RangeTable
 from vmm.kvm_cffi.closing import Closing
 from vmm.listener import listening
+from vmm.machine.brought_back import mark_plugged
 from vmm.migration.address import UnixAddress
 from vmm.migration.link import PATIENCE_S, Link
 from vmm.migration.messages import Description
@@ -215,14 +216,15 @@ class Arrival(Closing):
                 nursery.start_soon(self._take_faults)
             else:
                 nursery.start_soon(self._take_others, nursery, memory_map)
-            state = await self._take_state(memory_map)
+            text = await self._take_state(memory_map)
             if self._is_postcopy:
                 await self._wait_for_faults()
             nursery.cancel_scope.cancel()
-        self._fetch_rest(memory)
+        state = MachineState.from_json(text)
+        self._fetch_rest(memory, state)
         self._progress.stop_moving()
         self._progress.phase = MigrationPhase.STATE
-        return MachineState.from_json(state)
+        return state
 
     async def _take_faults(self) -> None:
         self._faults = await accept_faults(self._listener)
@@ -237,10 +239,11 @@ class Arrival(Closing):
             "memory_mode=Postcopy at both sides"
         )
 
-    def _fetch_rest(self, memory: GuestMemory) -> None:
+    def _fetch_rest(self, memory: GuestMemory, state: MachineState) -> None:
         """Have memory come as it is touched, where the source keeps it until then."""
-        connection, self._faults = self._faults, None
-        if connection is not None:
+        if self._faults is not None:
+            mark_plugged(memory, state)  # What is plugged is asked for.
+            connection, self._faults = self._faults, None
             fetch_on_demand(connection, memory)
 
     async def _take_state(self, memory: GuestMemoryMap) -> str:

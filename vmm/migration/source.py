@@ -20,7 +20,7 @@ import trio
 
 from vmm.config.info import MigrationPhase
 from vmm.config.requests import MigrationMode, TimeoutStrategy
-from vmm.errors import HostError, PeerError, StateError
+from vmm.errors import HostError, PeerError, StateError, first_error
 from vmm.migration.address import TcpAddress
 from vmm.migration.chunks import PAGE, chunks, windows
 from vmm.migration.link import PATIENCE_S, Link, RefusedError
@@ -127,15 +127,24 @@ class Departure(NamedTuple):
                 faults = await self._connect(stack)
                 await faults.send(encode_role(Role.FAULT))
                 await trio.to_thread.run_sync(prepare_to_save)
-            async with self._standing():
-                await self._finish(link)
-            self.progress.phase = MigrationPhase.MEMORY
             self.progress.begin_pass(self.progress.memory_bytes, is_first=True)
-            self.progress.start_moving()
-            await serve_faults(
-                faults, self.machine.memory_map, lambda pages: self.progress.moved(PAGE * pages)
-            )
+            try:
+                async with trio.open_nursery() as nursery:
+                    # The destination may need a page before it can say that it has the VM.
+                    nursery.start_soon(self._serve_faults, faults)
+                    async with self._standing():
+                        await self._finish(link)
+                    self.progress.phase = MigrationPhase.MEMORY
+            except ExceptionGroup as group:
+                error = first_error(group.subgroup(LostError) or group)
+                raise error from error.__cause__
         self.events.emit("vm", "postcopy-migration-completed")
+
+    async def _serve_faults(self, faults: Link) -> None:
+        self.progress.start_moving()
+        await serve_faults(
+            faults, self.machine.memory_map, lambda pages: self.progress.moved(PAGE * pages)
+        )
 
     @contextmanager
     def _deadline(self) -> Iterator[None]:

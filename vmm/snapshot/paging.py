@@ -20,6 +20,7 @@ def read_on_demand(fd: int, memory: GuestMemory) -> None:
     """
     pager = Pager(fd, os.fstat(fd).st_size)
     memory.hold(pager)
+    numbers = {}
     for region, offset in parts_of(memory.regions):
         if offset is None:
             continue
@@ -30,7 +31,11 @@ def read_on_demand(fd: int, memory: GuestMemory) -> None:
                 "demand; restore with memory_restore_mode Copy"
             )
         number = pager.add(region.hva, region.size, zone.page_size, offset)
-        for start, size in data_of(fd, offset, region.size):
-            pager.mark(number, start - offset, size)
+        numbers[region.slot] = number, offset
+    for present in memory.present:
+        if present.region.slot in numbers:
+            number, offset = numbers[present.region.slot]
+            for start, size in data_of(fd, offset + present.offset, present.range.size):
+                pager.mark(number, start - offset, size)
     pager.start()
     memory.pager = pager

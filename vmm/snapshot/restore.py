@@ -15,6 +15,7 @@ from vmm.config.requests import MemoryRestoreMode
 from vmm.config.rules.restore import validate_restore
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, UnsupportedError
+from vmm.machine.brought_back import mark_plugged
 from vmm.snapshot.descriptors import given_to, with_descriptors, with_lost_descriptors
 from vmm.snapshot.files import CONFIG, MEMORY, STATE, read_text
 from vmm.snapshot.memory_file import open_memory, read_memory
@@ -79,6 +80,7 @@ class Snapshot:
         fd = open_memory(self._folder, MEMORY, memory)
         try:
             if self._request.memory_restore_mode is MemoryRestoreMode.ONDEMAND:
+                mark_plugged(memory, self._state)  # What is plugged is read.
                 read_on_demand(fd, memory)
                 return self._state
             for _ in memory.populate(unasked=self._request.prefault):

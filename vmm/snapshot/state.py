@@ -12,7 +12,7 @@ JSON of one part's state: the tree that Cloud Hypervisor writes, with parts of t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from vmm.acpi.saved import SavedCpuHotplug, SavedGed, SavedMemoryHotplug, SavedPciHotplug
@@ -28,7 +28,7 @@ from vmm.machine.saved import (
 )
 from vmm.pci.saved import SavedConfiguration, SavedMsix, SavedPlace
 from vmm.saved import SavedState
-from vmm.virtio.saved import SavedPmem, SavedTransport, own_state
+from vmm.virtio.saved import SavedMem, SavedPmem, SavedTransport, own_state
 
 S = TypeVar("S", bound=SavedState)
 
@@ -88,6 +88,12 @@ class MachineState(NamedTuple):
         """Where the guest has the memory of devices, by their names."""
         owns = ((name, device.own) for name, device in self.devices.items())
         return {name: own.start for name, own in owns if isinstance(own, SavedPmem)}
+
+    @property
+    def plugged(self) -> dict[str, Sequence[tuple[int, int]]]:
+        """Which blocks the guest has of the rooms in which zones grow, by the zones' names."""
+        owns = ((name, device.own) for name, device in self.devices.items())
+        return {name: own.plugged for name, own in owns if isinstance(own, SavedMem)}
 
     def to_json(self) -> str:
         """Write the tree."""

@@ -23,14 +23,14 @@ PATTERN = 0x80_0000
 PATTERN_PAGES = 256
 
 
-def checks_memory(pages: int) -> str:
+def checks_memory(pages: int, at: int = PATTERN) -> str:
     """A guest that keeps a number in so many pages and counts it up round after round.
 
     It says "." for a round that was right, "!" for a page that was not as it was left.
     """
     return f"""
         xor %ebx, %ebx
-    1:  mov ${PATTERN}, %edi
+    1:  mov ${at}, %edi
         mov ${pages}, %ecx
     2:  cmp %ebx, (%edi)
         jne 8f
