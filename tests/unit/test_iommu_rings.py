@@ -14,6 +14,8 @@ from vmm.virtio.queue import QueueState
 
 Kind = type[SplitDriver] | type[PackedDriver]
 KINDS = (SplitDriver, PackedDriver)
+LOOKUPS = 16384
+"""The most mappings that the buffers of one chain may lie in: VK_LOOKUPS_MAX."""
 
 
 @pytest.fixture
@@ -193,5 +195,25 @@ def test_indirect_table_in_pieces_has_its_limit(memory: TranslatedMemory) -> Non
     memory.write(driver.state.desc, DESC.pack(table, size, 4, 0))
     memory.write(driver.state.driver, bytes((0, 0, 1, 0, 0, 0)))
 
-    with pytest.raises(GuestError, match=f"an indirect table has {size} bytes"):
+    with pytest.raises(GuestError, match=f"table of {size} bytes .* may have 16384"):
         queue.pop()
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_buffer_in_too_many_mappings_breaks_the_queue_though_it_is_one_piece(extra: int) -> None:
+    pages = LOOKUPS + extra
+    memory, domain, endpoint = FakeMemory((0, (pages + 1) * PAGE)), IommuDomain(), IommuEndpoint()
+    for first in range(0, (pages + 1) * PAGE, PAGE):
+        domain.map(Mapping(first, first + PAGE - 1, first, Access.READ | Access.WRITE))
+    endpoint.enter(domain)
+    memory.write(0, DESC.pack(PAGE, pages * PAGE, 0, 0))
+    memory.write(0x100, bytes((0, 0, 1, 0, 0, 0)))
+    queue = Virtqueue(memory.map(), QueueState.fresh(0, 8, 0, 0x100, 0x200), endpoint=endpoint)
+
+    if extra:
+        with pytest.raises(GuestError, match=f"more than {LOOKUPS} pieces of the IOMMU's mappings"):
+            queue.pop()
+    else:
+        chain = queue.pop()
+        assert chain is not None
+        assert [len(piece) for piece in chain.readable] == [pages * PAGE]

@@ -156,6 +156,8 @@ class Lib:
     VK_BREACH_TABLE_SIZE: int
     VK_BREACH_OVERRUN: int
     VK_BREACH_TRANSLATION: int
+    VK_BREACH_TABLE_PIECES: int
+    VK_BREACH_LOOKUPS: int
     VK_ACCESS_READ: int
     VK_ACCESS_WRITE: int
     def vk_mechanism_read(

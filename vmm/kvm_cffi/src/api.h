@@ -182,6 +182,8 @@ enum vk_breach {
     VK_BREACH_TABLE_SIZE,       /* the bytes of the table */
     VK_BREACH_OVERRUN,          /* the ring slots in flight, more than there are */
     VK_BREACH_TRANSLATION,      /* the address, which the IOMMU does not let the device use so */
+    VK_BREACH_TABLE_PIECES,     /* the bytes of the table, more than may lie in several pieces */
+    VK_BREACH_LOOKUPS,          /* the most there may be */
 };
 
 /* What a queue is made of and what a snapshot keeps of it. Packed positions: wrap counter in bit 15. */

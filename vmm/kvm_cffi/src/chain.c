@@ -7,7 +7,7 @@
 static const uint8_t *copy_table(vk_queue *queue, uint64_t address, uint32_t bytes)
 {
     if (bytes > VK_TABLE_MAX) {
-        vk_queue_break(queue, VK_BREACH_TABLE_SIZE, bytes);
+        vk_queue_break(queue, VK_BREACH_TABLE_PIECES, bytes);
         return NULL;
     }
     for (uint32_t done = 0; done < bytes;) {
@@ -26,6 +26,8 @@ int vk_walk_add_translated(struct walk *walk, uint64_t address, uint64_t length,
 {
     enum vk_access access = is_writable ? VK_ACCESS_WRITE : VK_ACCESS_READ;
     for (uint64_t done = 0; done < length;) {
+        if (walk->lookups++ == VK_LOOKUPS_MAX)
+            return vk_queue_break(walk->queue, VK_BREACH_LOOKUPS, VK_LOOKUPS_MAX);
         uint8_t *hva;
         uint64_t run =
             vk_queue_leading(walk->queue, address + done, length - done, access, &hva);

@@ -107,6 +107,7 @@ struct walk {
     vk_chain *chain;
     uint32_t descriptors;
     uint32_t pieces;
+    uint32_t lookups; /* in the IOMMU's mappings */
     uint32_t readable; /* pieces before the first writable one */
     uint32_t bytes;
     uint32_t readable_bytes;

@@ -30,6 +30,12 @@
 /* The most bytes of an indirect table that lies in several pieces. */
 #define VK_TABLE_MAX (VK_CHAIN_MAX * 16u)
 
+/*
+ * How often the buffers of one chain may be looked up in the IOMMU's mappings: pages that are neighbours
+ * in RAM are one piece, so the pieces alone are no bound. It is 64 MiB mapped page by page.
+ */
+#define VK_LOOKUPS_MAX 16384
+
 struct vk_chain {
     const vk_memory *memory; /* the pieces lie in it */
     uint16_t head;           /* hand it to vk_queue_push; unique among the chains in flight */
