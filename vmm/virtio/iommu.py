@@ -133,6 +133,7 @@ class Iommu(VirtioDevice):
                 f"A request to the IOMMU has room for {chain.writable_bytes} bytes; an answer has "
                 f"{spec.TAIL.size} at least"
             )
+        await self._domains.free_left()
         outcome, properties = await self._answer(chain.read(MAX_REQUEST_BYTES))
         if len(properties) > room:
             outcome, properties = Outcome.INVAL, bytes(room)
@@ -170,12 +171,12 @@ class Iommu(VirtioDevice):
         if flags & ~spec.ATTACH_BYPASS or any(reserved):
             return Outcome.INVAL
         is_bypass = bool(flags & spec.ATTACH_BYPASS)
-        return await self._domains.attach(domain, endpoint, is_bypass=is_bypass)
+        return self._domains.attach(domain, endpoint, is_bypass=is_bypass)
 
     async def _detach(self, domain: int, endpoint: int, reserved: bytes) -> Outcome:
         if any(reserved):
             return Outcome.INVAL
-        return await self._domains.detach(domain, endpoint)
+        return self._domains.detach(domain, endpoint)
 
     async def _map(self, domain: int, first: int, last: int, gpa: int, flags: int) -> Outcome:
         return self._domains.map(domain, first, last, gpa, flags)

@@ -40,6 +40,7 @@ class Domains:
         self._bypasses = True
         self._domains: dict[int, Domain] = {}
         self._domain_of: dict[int, int] = {}
+        self._left: list[IommuDomain] = []
         self.mapping_count = 0
         """In all domains together."""
 
@@ -81,22 +82,31 @@ class Domains:
         else:
             endpoint.enter(domain.space)
 
-    def _take_out(self, id: int) -> IommuDomain | None:
-        """Have an endpoint in no domain; what is left of a domain that has none any more."""
+    def _take_out(self, id: int) -> None:
+        """Have an endpoint in no domain; one that has none any more is gone."""
         number = self._domain_of.pop(id, None)
         self._place(id)
         if number is None:
-            return None
+            return
         domain = self._domains[number]
         domain.members.remove(id)
-        if domain.members:
-            return None
-        del self._domains[number]
+        if not domain.members:
+            del self._domains[number]
+            self._leave(domain)
+
+    def _leave(self, domain: Domain) -> None:
         if domain.space is not None:
             self.mapping_count -= domain.space.count
-        return domain.space
+            self._left.append(domain.space)
 
-    async def attach(self, number: int, id: int, *, is_bypass: bool) -> Outcome:
+    async def free_left(self) -> None:
+        """Free the mappings of domains that are gone, a step at a time."""
+        while self._left:
+            if not self._left[-1].unmap(0, LAST):
+                self._left.pop()
+            await trio.lowlevel.checkpoint()
+
+    def attach(self, number: int, id: int, *, is_bypass: bool) -> Outcome:
         """Move an endpoint into a domain, which is made if there is none of that number."""
         if id not in self.endpoints:
             return Outcome.NOENT
@@ -105,9 +115,8 @@ class Domains:
             return Outcome.INVAL
         if self._domain_of.get(id) == number:
             return Outcome.OK
-        left = self._take_out(id)
+        self._take_out(id)
         self._put_in(number, id, is_bypass=is_bypass)
-        await _dismantle(left)
         return Outcome.OK
 
     def _put_in(self, number: int, id: int, *, is_bypass: bool) -> Domain:
@@ -117,13 +126,13 @@ class Domains:
         self._place(id)
         return domain
 
-    async def detach(self, number: int, id: int) -> Outcome:
+    def detach(self, number: int, id: int) -> Outcome:
         """Take an endpoint out of a domain."""
         if id not in self.endpoints:
             return Outcome.NOENT
         if self._domain_of.get(id) != number:
             return Outcome.INVAL
-        await _dismantle(self._take_out(id))
+        self._take_out(id)
         return Outcome.OK
 
     def map(self, number: int, first: int, last: int, gpa: int, flags: int) -> Outcome:
@@ -136,7 +145,7 @@ class Domains:
         is_aligned = not (first % PAGE or (last + 1) % PAGE or gpa % PAGE)
         if not is_aligned or last > self.input_last or gpa + (last - first) > LAST:
             return Outcome.RANGE
-        if self.mapping_count >= MAPPINGS_MOST:
+        if self.mapping_count + sum(space.count for space in self._left) >= MAPPINGS_MOST:
             return Outcome.NOMEM
         # The bits that allow reading and writing are those of vmm.kvm_cffi.Access.
         if not domain.space.map(AddressMapping(first, last, gpa, flags)):
@@ -166,9 +175,10 @@ class Domains:
 
     def clear(self) -> None:
         """Have every endpoint in no domain."""
+        for domain in self._domains.values():
+            self._leave(domain)
         self._domains.clear()
         self._domain_of.clear()
-        self.mapping_count = 0
         self.bypasses = self._bypasses
 
     def save(self) -> dict[str, object]:
@@ -220,9 +230,3 @@ class Domains:
                     pass
                 case _:
                     raise ConfigError(f"IOMMU domain {number} has no mapping {mapping!r}")
-
-
-async def _dismantle(space: IommuDomain | None) -> None:
-    """Free what a domain had, in steps."""
-    while space is not None and space.unmap(0, LAST):
-        await trio.lowlevel.checkpoint()
