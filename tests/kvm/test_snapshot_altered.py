@@ -15,8 +15,9 @@ from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import configure, owned
 from vmm.config.requests import RestoreConfig
-from vmm.errors import VmmError
+from vmm.errors import ConfigError, VmmError
 from vmm.machine.commands import Delete, Pause, Restore, Snapshot
+from vmm.snapshot.state import FUNCTION
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -90,3 +91,35 @@ async def test_machine_of_a_changed_state_is_made_or_refused_and_leaves_nothing(
         check_nothing_left(before)
 
     assert outcomes == {"made", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("part", "altered", "message"),
+    [
+        ("place", {"bar_address": 0x1000}, "BAR 0 .* of __rng is at 0x1000"),
+        ("place", {"bar_address": 0x8_0000, "bar_kind": "MEMORY32"}, None),
+        ("place", {"bar_address": 1 << 40, "bar_kind": "MEMORY32"}, r"0x80000 bytes cannot lie"),
+        ("pci-configuration", {"probed": [3]}, None),
+        ("pci-configuration", {"probed": [4]}, "Device __rng .* BAR 0 are being sized by 0x4"),
+    ],
+)
+async def test_bar_that_cannot_be_where_or_as_it_was_is_refused_by_name(
+    tmp_path: Path, part: str, altered: dict[str, object], message: str | None
+) -> None:
+    folder = trio.Path(tmp_path / "snapshot")
+    await folder.mkdir()
+    config = configure(write_kernel(tmp_path, programs.COUNT_AND_TELL))
+    async with owned(config) as held:
+        await held.do(Pause(), Snapshot(f"file://{folder}"), Delete())
+        tree = json.loads(await (folder / "state.json").read_text())
+        devices = tree["snapshots"]["device-manager"]["snapshots"]
+        leaf = devices[f"{FUNCTION}__rng"]["snapshots"][part]["snapshot_data"]
+        leaf["state"] = json.dumps(json.loads(leaf["state"]) | altered)
+        await (folder / "state.json").write_text(json.dumps(tree))
+
+        restore = Restore(RestoreConfig(source_url=f"file://{folder}"))
+        if message is None:
+            await held.do(restore)
+        else:
+            with pytest.raises(ConfigError, match=message):
+                await held.do(restore)

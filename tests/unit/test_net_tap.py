@@ -16,8 +16,8 @@ from vmm.errors import ConfigError, HostError
 from vmm.net import ioctls
 from vmm.net.interface import Interface, address_of
 from vmm.net.ioctls import TunFlag
-from vmm.net.offload import Offload
-from vmm.net.tap import HEADER_BYTES, adopt_tap, open_tap
+from vmm.net.offload import HEADER_BYTES, Offload
+from vmm.net.tap import adopt_tap, open_tap
 from vmm.testing.namespace import network_namespace
 
 ALL_OFFLOADS = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.TSO_ECN | Offload.UFO

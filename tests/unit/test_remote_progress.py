@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,3 +66,31 @@ async def test_work_that_fails_is_told_as_ever(
 
     assert b"mkdir on /s failed" in os.read(terminal, 4000)
     os.close(terminal)
+
+
+async def test_interrupt_ends_it_quietly(tmp_path: Path) -> None:
+    terminal, other = os.openpty()
+    words = ["-m", "vmm.remote", "--api-socket", "", "coredump", f"file://{tmp_path}/core"]
+
+    async with (
+        serving(FakeOwner(gate=trio.Event()), tmp_path) as api,
+        trio.open_nursery() as nursery,
+    ):
+        words[3] = api.path
+        process: trio.Process = await nursery.start(
+            partial(trio.run_process, [sys.executable, *words], stderr=other, check=False)
+        )
+        text = b""
+        while b"written" not in text:
+            text += await trio.to_thread.run_sync(os.read, terminal, 1000)
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+        nursery.cancel_scope.cancel()
+    os.close(other)
+    with suppress(OSError):  # The terminal has nobody at its other end any more.
+        while more := os.read(terminal, 1000):
+            text += more
+    os.close(terminal)
+
+    assert b"Traceback" not in text
+    assert text.endswith(progress.WIPE.encode())

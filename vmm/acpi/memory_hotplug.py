@@ -74,7 +74,8 @@ class MemoryHotplug:
         """Take over what a snapshot kept. Raises: ConfigError for too many slots (caller)."""
         if len(state.slots) > SLOTS:
             raise ConfigError(
-                f"The saved VM has RAM in {len(state.slots)} slots; there are {SLOTS}"
+                f"The saved VM has RAM in {len(state.slots)} slots and there may be {SLOTS}; the "
+                "state is not whole, or of another version: restore it with that"
             )
         self._slots = [Span(base, size) for base, size in state.slots]
         self._inserting = set(state.inserting)

@@ -7,6 +7,9 @@ from vmm.config.tokens import SPECIAL, dequote, split, unbracket
 from vmm.config.units import Array, HostPath, Text
 from vmm.config.values import Cli, Syntax
 
+MOST_NAME_BYTES: Final = 55
+"""Of an item's name: the guest's directory of items has room for so many, and a zero."""
+
 BETWEEN: Final = ":"
 """What stands between items."""
 

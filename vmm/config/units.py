@@ -20,6 +20,11 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
 
+def is_power_of_two(number: int) -> bool:
+    """Tell whether one bit of a number is set."""
+    return number > 0 and number & (number - 1) == 0
+
+
 class Mark(Enum):
     """What a type means beyond its Python type; travels in ``Annotated``."""
 

@@ -87,13 +87,12 @@ class PageSet:
 
         ``end`` is the page before which it ends at the latest.
         """
+        last = self.pages if end is None else end
         table = ffi.new("struct vk_range[]", room)
         at = ffi.new("uint64_t *", start)
         with ffi.from_buffer(self.bits) as bits:
             words = ffi.cast("uint64_t *", bits)
-            count = lib.vk_pages_ranges(
-                words, end or self.pages, self.gpa, at, most_pages, table, room
-            )
+            count = lib.vk_pages_ranges(words, last, self.gpa, at, most_pages, table, room)
         return RangeTable(table, count), int(at[0])
 
 

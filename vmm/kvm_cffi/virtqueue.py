@@ -79,8 +79,8 @@ BREACHES = {
         "address {0:#x} is not mapped for the device by the IOMMU, or not for such access"
     ),
     lib.VK_BREACH_TABLE_PIECES: (
-        "an indirect table of {0} bytes lies in several pieces of memory behind the IOMMU; one that "
-        "does may have 16384"
+        "an indirect table of {0} bytes lies in several pieces of memory behind the IOMMU; one "
+        "that does may have 16384"
     ),
     lib.VK_BREACH_LOOKUPS: (
         "the buffers of a chain are in more than {0} pieces of the IOMMU's mappings; map them in "

@@ -40,7 +40,6 @@ DMA_ACCESS: Final = struct.Struct(">IIQ")
 ERROR, READ, SKIP, SELECT, WRITE = 1, 2, 4, 8, 16
 STEP_BYTES: Final = 256 << 10
 
-MOST_NAME_BYTES: Final = 55
 _ENTRY = struct.Struct(">IHH56s")
 
 

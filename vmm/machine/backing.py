@@ -86,7 +86,8 @@ def _duplicate(given: int, size: int, zone: Zone, stack: contextlib.ExitStack) -
         raise HostError.from_os_error("dup of a memory descriptor", error) from error
     if found < size:
         raise ConfigError(
-            f"The memory handed over for zone {zone.id!r} has {found} bytes and should have {size}"
+            f"The memory handed over for zone {zone.id!r} has {found} bytes and needs {size}; have "
+            "both VMMs use the same version and zones, or move the VM with local off"
         )
     return fd
 

@@ -68,7 +68,10 @@ def load_registers(
     device: RegisterFunction, windows: Mapping[Bar, BarWindow], state: SavedDevice
 ) -> None:
     """Make a function of registers what it was. Raises: ConfigError (caller)."""
-    device.configuration.load(state.configuration)
+    try:
+        device.configuration.load(state.configuration)
+    except ConfigError as error:
+        raise ConfigError(f"Device {device.id} cannot be what it was: {error}") from error
     for bar, window in windows.items():
         window.move(bar.address)
     if isinstance(device, Pvpanic) and isinstance(state.own, SavedPvpanic):

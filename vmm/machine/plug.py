@@ -24,6 +24,7 @@ from vmm.virtio.pci_transport import (
     NOTIFY_STRIDE,
     Surroundings,
     VirtioPci,
+    bar_of,
     shadowed,
 )
 
@@ -101,6 +102,7 @@ async def plug_virtio(
         stack.enter_context(doorbells)
         sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
         at = None if saved is None else saved.place.bar_address
+        _check_place(bar_of(kind), device.id, at)
         window = stack.enter_context(
             bus.open_window(kind, BAR_SIZE, BAR_ALIGNMENT, doorbells, at=at)
         )
@@ -178,14 +180,18 @@ def _window(
     follower: Movable | None = None,
 ) -> BarWindow:
     """Place a BAR, ``at`` an address that a guest is said to have it at."""
-    if at is not None and at & ~bar.writable:
-        raise ConfigError(
-            f"The saved BAR {bar.index} of {device.id} is at {at:#x}, where {bar.size:#x} bytes "
-            "cannot lie; the file is not whole"
-        )
+    _check_place(bar, device.id, at)
     window = bus.open_window(bar.kind, bar.size, bar.size, follower, at=at)
     device.configuration.add_bar(bar, window.address)
     return window
+
+
+def _check_place(bar: Bar, id: str, at: int | None) -> None:
+    if at is not None and at & ~bar.writable:
+        raise ConfigError(
+            f"The saved BAR {bar.index} ({bar.kind.name}) of {id} is at {at:#x}, where "
+            f"{bar.size:#x} bytes cannot lie; the file is not whole"
+        )
 
 
 class _Registers:

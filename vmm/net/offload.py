@@ -6,6 +6,10 @@ Source: Linux, include/uapi/linux/if_tun.h.
 from __future__ import annotations
 
 from enum import IntFlag
+from typing import Final
+
+HEADER_BYTES: Final = 12
+"""Of virtio-net, before every packet of a tap: what is left undone in that."""
 
 
 class Offload(IntFlag):

@@ -20,14 +20,12 @@ from vmm.errors import ConfigError, HostError
 from vmm.net import ioctls
 from vmm.net.interface import Interface
 from vmm.net.ioctls import TunFlag
-from vmm.net.offload import Offload
+from vmm.net.offload import HEADER_BYTES, Offload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 DEVICE = "/dev/net/tun"
-HEADER_BYTES = 12
-"""Of virtio-net, before every packet."""
 
 ANY_NAME = "vmtap%d"
 """The kernel puts the first free number in."""

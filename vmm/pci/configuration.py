@@ -234,6 +234,12 @@ class Configuration:
                 f"{len(state.probed)} BARs; the device here is another one: give it the "
                 "configuration that it had"
             )
+        for bar, probed in zip(self._bars, state.probed, strict=True):
+            if probed >= 1 << bar.registers:
+                raise ConfigError(
+                    f"The saved registers of BAR {bar.index} are being sized by {probed:#x}, and "
+                    f"there are {bar.registers} of them, a bit each; the state is not whole"
+                )
         for at, allowed in enumerate(self._writable):
             self._space[at] = self._space[at] & ~allowed | space[at] & allowed
         for bar, probed in zip(self._bars, state.probed, strict=True):

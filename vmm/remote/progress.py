@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from vmm.client import AsyncClient
+from vmm.config.units import MIB
 from vmm.errors import VmmError
 
 if TYPE_CHECKING:
@@ -27,31 +28,38 @@ FIRST_S: Final = 1.0
 
 EVERY_S: Final = 0.5
 WIPE: Final = "\r\033[K"
-MIB: Final = 1 << 20
 BLOCK_BYTES: Final = 512
 
 
 def carry_out(path: str, call: Call[object], name: str, target: str | None) -> object:
     """Send a request, tell how far it is, and give the answer's body.
 
-    ``target`` is the URL or path that it writes to. Raises: VmmError as the client does.
+    ``target`` is the URL or path that it writes to. Raises: VmmError as the client does,
+    KeyboardInterrupt.
     """
-    return trio.run(partial(_carry_out, AsyncClient(path), call, name, target))
+    try:
+        return trio.run(partial(_carry_out, AsyncClient(path), call, name, target))
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from None
 
 
 async def _carry_out(
     client: AsyncClient, call: Call[object], name: str, target: str | None
 ) -> object:
     answer: object
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell, client, name, target)
-        try:
-            answer = await client.send(call)
-        except VmmError as error:
-            answer = error
-        nursery.cancel_scope.cancel()
-    sys.stderr.write(WIPE)
-    sys.stderr.flush()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell, client, name, target)
+            try:
+                answer = await client.send(call)
+            except VmmError as error:
+                answer = error
+            nursery.cancel_scope.cancel()
+    finally:
+        sys.stderr.write(WIPE)
+        sys.stderr.flush()
     if isinstance(answer, VmmError):
         raise answer
     return answer

@@ -21,6 +21,7 @@ PAGE: Final = 4096
 LAST: Final = (1 << 64) - 1
 MAPPINGS_MOST: Final = 1 << 20
 """In all domains together: some hundred bytes of the host's memory each."""
+NOT_WHOLE: Final = "use the state as it was saved"
 
 
 class Domain:
@@ -206,7 +207,9 @@ class Domains:
                 for domain in domains:
                     self._load_domain(domain)
             case _:
-                raise ConfigError("The state of the IOMMU has no bypass and no domains")
+                raise ConfigError(
+                    f"The state of the IOMMU has no bypass and no domains; {NOT_WHOLE}"
+                )
 
     def _load_domain(self, state: object) -> None:
         match state:
@@ -217,10 +220,14 @@ class Domains:
             }:
                 pass
             case _:
-                raise ConfigError("The state of an IOMMU domain has no number or no members")
+                raise ConfigError(
+                    f"The state of an IOMMU domain has no number or no members; {NOT_WHOLE}"
+                )
         for id in ids:
             if not isinstance(id, int) or id in self._domain_of:
-                raise ConfigError(f"Endpoint {id!r} of IOMMU domain {number} is none, or in two")
+                raise ConfigError(
+                    f"Endpoint {id!r} of IOMMU domain {number} is none, or in two; {NOT_WHOLE}"
+                )
             self._put_in(number, id, is_bypass=mappings is None)
         for mapping in mappings or ():
             match mapping:
@@ -229,4 +236,7 @@ class Domains:
                 ):
                     pass
                 case _:
-                    raise ConfigError(f"IOMMU domain {number} has no mapping {mapping!r}")
+                    raise ConfigError(
+                        f"IOMMU domain {number} cannot have the mapping {mapping!r}, or one more "
+                        f"than {MAPPINGS_MOST} in all; {NOT_WHOLE}"
+                    )

@@ -85,6 +85,4 @@ class FaultReason(IntEnum):
 
 FAULT: Final = struct.Struct("<B3xII4xQ")
 """Reason, flags, endpoint, address."""
-FAULT_READ: Final = 1 << 0
-FAULT_WRITE: Final = 1 << 1
 FAULT_ADDRESS: Final = 1 << 8

@@ -25,7 +25,7 @@ from vmm.errors import ConfigError, GuestError, InternalError
 from vmm.kvm_cffi import Virtqueue
 from vmm.kvm_cffi.net import NetCounters, NetEngine, NetOutcome
 from vmm.net.mac import text_of
-from vmm.net.offload import Offload
+from vmm.net.offload import HEADER_BYTES, Offload
 from vmm.net.rarp import announcement
 from vmm.virtio.device import OWN_QUEUES, Active, VirtioDevice, serve_chains
 from vmm.virtio.net_spec import Ack, Class, Command, LinkStatus, NetFeature
@@ -45,8 +45,6 @@ NO_OFFLOADS = NetFeature(0)
 POLL_NS = 20_000
 """How long rings and tap are watched after a batch, at most: about what waking the loop costs."""
 
-HEADER_BYTES = 12
-"""Of virtio's own, before each packet of a tap."""
 COMMAND_LIMIT = 64
 """Bytes of a command that are looked at; those that are obeyed have fewer."""
 

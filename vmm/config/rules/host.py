@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm.config.platform import DEFAULT_PLATFORM, PlatformConfig
 from vmm.config.rules.problem import Problem, at
+from vmm.config.units import is_power_of_two
 from vmm.config.vm import VmConfig
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _ivshmem(config: VmConfig) -> Iterator[Problem]:
     from vmm.config.ivshmem import LEAST_SIZE
 
     size = config.ivshmem.size
-    if size < LEAST_SIZE or size & (size - 1):
+    if size < LEAST_SIZE or not is_power_of_two(size):
         yield Problem(
             f"{at('ivshmem', config.ivshmem, 'size')} is {size}: the size of shared memory must be "
             f"a power of two of at least {LEAST_SIZE} bytes; round it up"

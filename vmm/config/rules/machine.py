@@ -23,8 +23,6 @@ MAX_THREADS_PER_CORE = 2
 MAX_PCI_SEGMENTS = 96
 MAX_IOMMU_ADDRESS_BITS = 64
 HOST_DATA_DIGITS = 64
-MAX_ITEM_NAME = 55
-"""Bytes of an item's name that its directory has room for."""
 
 
 def problems(config: VmConfig) -> Iterator[Problem]:
@@ -69,14 +67,17 @@ def _payload(config: VmConfig) -> Iterator[Problem]:
 
 
 def _fw_cfg(told: FwCfgConfig) -> Iterator[Problem]:
+    from vmm.config.fw_cfg import MOST_NAME_BYTES
+
     names: set[str] = set()
     for index, item in enumerate(told.items or ()):
         place = f"payload.fw_cfg_config.items[{index}] (--fw-cfg-config items=)"
         if (item.file is None) == (item.string is None):
             yield Problem(f"{place}: an item has file or string; give one of them")
-        if not 0 < (length := len(item.name.encode())) <= MAX_ITEM_NAME:
+        if not 0 < (length := len(item.name.encode())) <= MOST_NAME_BYTES:
             yield Problem(
-                f"{place}: the name has {length} bytes; give 1 to {MAX_ITEM_NAME} of them"
+                f"{place}: the name has {length} bytes and must have from 1 to {MOST_NAME_BYTES}; "
+                "choose another name"
             )
         if item.name in names:
             yield Problem(

@@ -12,6 +12,7 @@ from vmm.config.memory import (
     MemoryZoneConfig,
 )
 from vmm.config.rules.problem import Problem, at
+from vmm.config.units import is_power_of_two
 
 
 def problems(memory: MemoryConfig) -> Iterator[Problem]:
@@ -43,7 +44,7 @@ def _backing(path: str, memory: MemoryConfig | MemoryZoneConfig) -> Iterator[Pro
             f"{at(path, memory, 'hugepage_size')} is {size} without hugepages: Huge page size "
             "specified but huge pages not enabled; turn hugepages on or leave the size out"
         )
-    if size is not None and not _is_power_of_two(size):
+    if size is not None and not is_power_of_two(size):
         yield Problem(
             f"{at(path, memory, 'hugepage_size')}: Huge page size is not power of 2: {size}; "
             "give one the host has, such as 2M"
@@ -82,7 +83,3 @@ def _growth(
             f"{at(path, memory, 'hotplugged_size')} is {grown}, no multiple of {block}, the bytes "
             "of a block; round it up"
         )
-
-
-def _is_power_of_two(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from vmm.config.rules.problem import Problem, at
+from vmm.config.units import is_power_of_two
 from vmm.config.vm import VmConfig
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _queue_count(place: str, queues: int, config: VmConfig) -> Iterator[Problem]
 
 
 def _queue_size(place: str, size: int) -> Iterator[Problem]:
-    if size == 0 or size & (size - 1) or size > MAX_QUEUE_SIZE:
+    if not is_power_of_two(size) or size > MAX_QUEUE_SIZE:
         yield Problem(
             f"{place}: Queue size must be a power of 2 no greater than {MAX_QUEUE_SIZE}: {size}; "
             "give such a number"
