@@ -9,8 +9,7 @@ import pytest
 import trio
 
 from vmm.errors import ConfigError
-from vmm.kvm_cffi import Access, Fault, IommuDomain, IommuEndpoint
-from vmm.kvm_cffi.iommu import STEP
+from vmm.kvm_cffi import Access, Fault, IommuEndpoint
 from vmm.testing.virtio_pci import Bench, driven
 from vmm.virtio import iommu_domains
 from vmm.virtio.iommu import Iommu
@@ -343,32 +342,6 @@ async def test_reset_frees_devices_and_keeps_the_bypass_byte(driver: Driven) -> 
     assert driver.iommu.counters == {"domains": 0, "mappings": 0, "faults": 0}
     await driver.bench.driver.write_config(36, 1, 1)
     assert led(driver.first, 0) == 0
-
-
-async def test_mappings_that_a_reset_leaves_are_freed_in_steps(
-    driver: Driven, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(iommu_domains, "MAPPINGS_MOST", 600)
-    freed = []
-
-    class Counted(IommuDomain):
-        def unmap(self, first: int, last: int, most: int = STEP) -> int | None:
-            freed.append(super().unmap(first, last, most))
-            return freed[-1]
-
-    monkeypatch.setattr(iommu_domains, "IommuDomain", Counted)
-    await driver.attach(1, FIRST)
-    for page in range(600):
-        assert driver.iommu._domains.map(1, page * PAGE, (page + 1) * PAGE - 1, 0, 1) == OK
-
-    await driver.bench.driver.reset()
-    assert (driver.iommu.counters["mappings"], freed) == (0, [])
-    assert led(driver.first, 0) == 0
-    await driver.start()
-    await driver.attach(1, FIRST)
-
-    assert freed == [STEP, STEP, 600 - 2 * STEP, 0]
-    assert await driver.map(1, 0, PAGE - 1, 0) == OK
 
 
 async def test_unplugged_device_is_in_no_domain(driver: Driven) -> None:

@@ -17,6 +17,7 @@ from vmm.machine.msi import MsixSources
 from vmm.pci.bar import Bar, BarKind
 from vmm.pci.configuration import BarMoved, Configuration
 from vmm.virtio.device import VirtioDevice
+from vmm.virtio.pci_identity import BAR_INDEX
 from vmm.virtio.pci_transport import (
     BAR_ALIGNMENT,
     BAR_SIZE,
@@ -24,7 +25,6 @@ from vmm.virtio.pci_transport import (
     NOTIFY_STRIDE,
     Surroundings,
     VirtioPci,
-    bar_of,
     shadowed,
 )
 
@@ -102,7 +102,7 @@ async def plug_virtio(
         stack.enter_context(doorbells)
         sources = stack.enter_context(MsixSources(wiring.interrupts, queues + 1))
         at = None if saved is None else saved.place.bar_address
-        _check_place(bar_of(kind), device.id, at)
+        _check_place(Bar(BAR_INDEX, kind, BAR_SIZE), device.id, at)
         window = stack.enter_context(
             bus.open_window(kind, BAR_SIZE, BAR_ALIGNMENT, doorbells, at=at)
         )

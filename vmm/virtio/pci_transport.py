@@ -125,11 +125,6 @@ def shadowed(device: VirtioDevice) -> tuple[tuple[int, int], ...]:
     return (COMMON, spec.COMMON_CONFIG_SIZE_WITH_RESET), (MSIX_TABLE, table)
 
 
-def bar_of(kind: BarKind) -> Bar:
-    """Give a BAR 0 of a virtio device, with no function yet."""
-    return Bar(BAR_INDEX, kind, BAR_SIZE)
-
-
 class VirtioPci:
     """A virtio device's PCI function and the IoHandler of its BAR 0."""
 
@@ -137,7 +132,7 @@ class VirtioPci:
         self, device: VirtioDevice, around: Surroundings, kind: BarKind, address: int
     ) -> None:
         self.device = device
-        self.bar = bar_of(kind)
+        self.bar = Bar(BAR_INDEX, kind, BAR_SIZE)
         self.runner = DeviceRunner(device, self)
         self._around = around
         self._negotiation = Negotiation(
