@@ -198,8 +198,7 @@ def _monitored(
     with launched(*command) as launch, first_connection(monitor, launch) as connection:
         qemu.greet(connection)
         if connections > 1:
-            wanted = [{"capability": "multifd", "state": True}]
-            qemu.execute(connection, "migrate-set-capabilities", capabilities=wanted)
+            qemu.enable(connection, "multifd")
             channels = {"multifd-channels": connections}
             qemu.execute(connection, "migrate-set-parameters", **channels)
         qemu.execute(connection, "migrate-set-parameters", **{"downtime-limit": DOWNTIME_MS})

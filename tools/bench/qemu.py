@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tools.bench.connection import Connection
 from tools.bench.guests import POWER_OFF_CODE, POWER_OFF_PORT
+from tools.images.qemu import emulator
 
 PROGRAM = "qemu-system-x86_64"
 
@@ -18,13 +19,22 @@ EXIT_CODE = POWER_OFF_CODE << 1 | 1
 """How QEMU ends when a guest writes the power-off code to its debug exit device."""
 
 
-def command(*arguments: str, machine: str = "microvm") -> tuple[str, ...]:
+def newer_program() -> tuple[str, ...]:
+    """The QEMU of Debian's backports, which can do what Debian 12's cannot. Raises: ImageError."""
+    newer = emulator()
+    environment = (f"{name}={value}" for name, value in newer.environment.items())
+    return ("env", *environment, *newer.command)
+
+
+def command(
+    *arguments: str, machine: str = "microvm", program: tuple[str, ...] = (PROGRAM,)
+) -> tuple[str, ...]:
     """A QEMU with 512 MiB, one vCPU, the debug port on stdout and nothing that is not needed.
 
     The feature that is turned off is one that some hosts' KVM reports and then refuses to set.
     """
     return (
-        PROGRAM,
+        *program,
         *("-machine", f"{machine},accel=kvm"),
         *("-cpu", "host,arch-capabilities=off"),
         *("-m", "512"),
@@ -56,6 +66,12 @@ def execute(connection: Connection, name: str, **arguments: object) -> dict[str,
             connection.expect("return" in reply, f"answered {name} with {reply}")
             returned: dict[str, object] = reply["return"]
             return returned
+
+
+def enable(connection: Connection, *capabilities: str) -> None:
+    """Have QEMU migrate in a way that it does not by itself."""
+    wanted = [{"capability": name, "state": True} for name in capabilities]
+    execute(connection, "migrate-set-capabilities", capabilities=wanted)
 
 
 def migrated(connection: Connection, name: str, uri: str) -> float:

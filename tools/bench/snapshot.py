@@ -1,9 +1,11 @@
 """Snapshots of a guest whose RAM is full: taking one, bringing it back, and many at once.
 
-RAM is a private copy of a file of noise, the same for both VMMs. QEMU's snapshot is its migration
-to a file by ``cat``, as Debian 12's QEMU has no mapped-ram; it does not wait for the disk, and this
-VMM does: the same with ``sync`` is shown too. A restore begins in a VMM that runs already and ends
-when the request is answered, or with the guest's first instruction.
+RAM is a private copy of a file of noise, the same for all VMMs. QEMU's snapshot is its migration
+to a file: Debian 12's by ``cat``, as it has no mapped-ram, and that of Debian's backports by
+mapped-ram with multifd. Neither waits for the disk, and this VMM does: the same with ``sync`` is
+shown too. A restore begins in a VMM that runs already and ends when the request is answered, or
+with the guest's first instruction. The memory that each takes is held until then, so that all find
+it backed.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from tools.bench import qemu
+from tools.bench.backed import backed_memory
 from tools.bench.connection import Connection, first_connection
 from tools.bench.guests import SIGN_OF_LIFE, pvh_kernel
 from tools.bench.memory import mapped_kib
@@ -29,19 +32,22 @@ from tools.bench.served import put, served
 from vmm.loop import LEFT_ALONE_S
 
 RAM = 2 << 30
+BACKED = RAM + RAM // 4
+"""Host memory for a file of RAM or for RAM, for buffers and tables of pages."""
+CHANNELS = 4
+"""Of multifd, for mapped-ram."""
 CLONES = 20
 CLONE_RAM = 128 << 20
 
 SAVE, COPY, DEMAND = "vmm: snapshot", "vmm: restore, copy", "vmm: restore, on demand"
-QEMU_SAVE, QEMU_LOAD = "QEMU: migrate to a file", "QEMU: migrate from a file"
-QEMU_SYNCED = "QEMU: migrate to a file, and sync"
+OLD, NEW = "QEMU, by cat", "newer QEMU, mapped-ram"
 FIRST = "vmm: request to first instruction, on demand"
 CLONED = f"vmm: {CLONES} clones at once"
 
 CLAIMS = (
-    Claim(SAVE, QEMU_SAVE),
-    Claim(SAVE, QEMU_SYNCED),
-    Claim(COPY, QEMU_LOAD),
+    *(Claim(SAVE, f"{each}: to a file") for each in (OLD, NEW)),
+    *(Claim(SAVE, f"{each}: to a file, and sync") for each in (OLD, NEW)),
+    *(Claim(COPY, f"{each}: from a file") for each in (OLD, NEW)),
     Claim(FIRST, relation=Relation.NONE, target=30.0),
 )
 
@@ -58,7 +64,8 @@ def measure(rounds: int) -> Result:
         _write_noise(folder / "ram", RAM)
         contenders = [
             Contender("vmm", partial(_vmm, folder, kernel)),
-            Contender("QEMU", partial(_qemu, folder, kernel), required=False),
+            Contender(OLD, partial(_qemu, folder, kernel), required=False),
+            Contender(NEW, partial(_newer_qemu, folder, kernel), required=False),
             Contender("clones", partial(_clones, folder, kernel)),
         ]
         title = f"Snapshots of {RAM >> 30} GiB of noise"
@@ -90,10 +97,14 @@ def _save(folder: Path, kernel: Path, ram: Path, size: int) -> float:
     zone = f"id=mem0,size={size},file={ram}"
     arguments = ("--kernel", str(kernel), "--memory", "size=0", "--memory-zone", zone)
     consoles = ("--console", "off", "--serial", "off", "--debug-console", "tty")
-    with served(folder / "a.sock", *arguments, *consoles) as (launch, connection):
+    with (
+        backed_memory(BACKED) as let_go,
+        served(folder / "a.sock", *arguments, *consoles) as (launch, connection),
+    ):
         launch.ms_to_byte(SIGN_OF_LIFE)
         threading.Thread(target=_drain, args=(launch,), daemon=True).start()
         put(connection, "vm.pause")
+        let_go()
         taken = put(connection, "vm.snapshot", {"destination_url": f"file://{folder}/snapshot"})
     # From here on RAM has no file: it is read from the snapshot's.
     path = folder / "snapshot" / "config.json"
@@ -112,10 +123,12 @@ def _drain(launch: Launch) -> None:
 def _vmm(folder: Path, kernel: Path) -> Iterator[Sample]:
     yield Sample(SAVE, "ms", _save(folder, kernel, folder / "ram", RAM))
     request = {"source_url": f"file://{folder}/snapshot"}
-    with _idle(folder / "b.sock") as (_, connection):
+    with backed_memory(BACKED) as let_go, _idle(folder / "b.sock") as (_, connection):
+        let_go()
         yield Sample(COPY, "ms", put(connection, "vm.restore", request))
     request["memory_restore_mode"] = "OnDemand"
-    with _idle(folder / "b.sock") as (launch, connection):
+    with backed_memory(BACKED) as let_go, _idle(folder / "b.sock") as (launch, connection):
+        let_go()
         start = launch.elapsed_ms
         taken = put(connection, "vm.restore", request | {"resume": True})
         yield Sample(FIRST, "ms", launch.ms_to_byte(SIGN_OF_LIFE) - start)
@@ -123,26 +136,58 @@ def _vmm(folder: Path, kernel: Path) -> Iterator[Sample]:
 
 
 def _qemu(folder: Path, kernel: Path) -> Iterator[Sample]:
-    monitor, saved = folder / "qmp.sock", folder / "qemu-saved"
+    saved = folder / "qemu-saved"
+    yield from _qemu_to_and_from(
+        OLD, folder, kernel, saved, f"exec:cat > {saved}", f"exec:cat {saved}"
+    )
+
+
+def _newer_qemu(folder: Path, kernel: Path) -> Iterator[Sample]:
+    saved = folder / "qemu-mapped"
+    yield from _qemu_to_and_from(NEW, folder, kernel, saved, f"file:{saved}", f"file:{saved}")
+
+
+def _qemu_to_and_from(
+    name: str, folder: Path, kernel: Path, saved: Path, to: str, source: str
+) -> Iterator[Sample]:
     saved.unlink(missing_ok=True)
     backend = f"memory-backend-file,id=ram,size={RAM},mem-path={folder}/ram,share=off"
-    common = ("-m", str(RAM >> 20), "-kernel", str(kernel), *qemu.with_monitor(monitor), "-S")
-    command = qemu.command(*common, "-object", backend, "-machine", "memory-backend=ram")
-    with launched(*command) as launch, first_connection(monitor, launch) as connection:
-        qemu.greet(connection)
-        taken = qemu.migrated(connection, "migrate", f"exec:cat > {saved}")
-        yield Sample(QEMU_SAVE, "ms", taken)
+    with _monitored(name, folder, kernel, backend) as (connection, let_go):
+        let_go()
+        taken = qemu.migrated(connection, "migrate", to)
+        yield Sample(f"{name}: to a file", "ms", taken)
         start = time.perf_counter()
         with saved.open("rb") as file:
             os.fsync(file.fileno())
-        yield Sample(QEMU_SYNCED, "ms", taken + (time.perf_counter() - start) * 1000)
+        synced = taken + (time.perf_counter() - start) * 1000
+        yield Sample(f"{name}: to a file, and sync", "ms", synced)
     anonymous = f"memory-backend-ram,id=ram,size={RAM}"
-    arguments = (*common, "-object", anonymous, "-machine", "memory-backend=ram")
-    command = qemu.command(*arguments, "-incoming", "defer")
-    with launched(*command) as launch, first_connection(monitor, launch) as connection:
+    with _monitored(name, folder, kernel, anonymous, "-incoming", "defer") as (connection, let_go):
+        let_go()
+        taken = qemu.migrated(connection, "migrate-incoming", source)
+        yield Sample(f"{name}: from a file", "ms", taken)
+
+
+@contextmanager
+def _monitored(
+    name: str, folder: Path, kernel: Path, backend: str, *arguments: str
+) -> Iterator[tuple[Connection, Callable[[], None]]]:
+    """A QEMU that stands still, and host memory for what it will take."""
+    monitor = folder / "qmp.sock"
+    program = qemu.newer_program() if name == NEW else (qemu.PROGRAM,)
+    machine = ("-m", str(RAM >> 20), "-kernel", str(kernel), *qemu.with_monitor(monitor), "-S")
+    memory = ("-object", backend, "-machine", "memory-backend=ram")
+    command = qemu.command(*machine, *memory, *arguments, program=program)
+    with (
+        backed_memory(BACKED) as let_go,
+        launched(*command) as launch,
+        first_connection(monitor, launch) as connection,
+    ):
         qemu.greet(connection)
-        taken = qemu.migrated(connection, "migrate-incoming", f"exec:cat {saved}")
-        yield Sample(QEMU_LOAD, "ms", taken)
+        if name == NEW:
+            qemu.enable(connection, "mapped-ram", "multifd")
+            qemu.execute(connection, "migrate-set-parameters", **{"multifd-channels": CHANNELS})
+        yield connection, let_go
 
 
 def _clones(folder: Path, kernel: Path) -> Iterator[Sample]:
@@ -155,11 +200,13 @@ def _clones(folder: Path, kernel: Path) -> Iterator[Sample]:
     request = {"source_url": f"file://{place}/snapshot", "memory_restore_mode": "OnDemand"}
     with ExitStack() as stack:
         served = [stack.enter_context(_idle(place / f"{i}.sock")) for i in range(CLONES)]
+        let_go = stack.enter_context(backed_memory(BACKED))
         before = [_private_mib(launch) for launch, _ in served]
         threads = [
             threading.Thread(target=put, args=(connection, "vm.restore", request))
             for _, connection in served
         ]
+        let_go()
         start = time.perf_counter()
         for thread in threads:
             thread.start()
