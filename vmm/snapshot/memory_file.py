@@ -8,9 +8,11 @@ itself has the content.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -26,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 STEP: Final = 16 << 20
 """Bytes that one turn in a worker thread carries; a cancelled snapshot ends after one."""
-WRITERS: Final = 1
-"""Steps at a time: the file's own lock lets no two write."""
+WRITERS: Final = 2
+"""Steps at a time: one looks for zeros, or ends, while the other keeps the disk at work."""
 READERS: Final = 2
 """One copies while the other waits for pages or the disk."""
 TOLD_EVERY: Final = 4
@@ -83,6 +85,7 @@ async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
     pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.truncate(fd, total)
+        _write_directly(fd)
         write = partial(_write, fd, pagemap)
         written = await _carry(steps, write, _Progress("written to", path, total), WRITERS)
         await trio.to_thread.run_sync(os.fdatasync, fd)
@@ -93,6 +96,15 @@ async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
     finally:
         os.close(pagemap)
     return written
+
+
+def _write_directly(fd: int) -> None:
+    """Keep what is written out of the page cache, which others need and which costs a copy.
+
+    Where the file system has no such writing it goes through the cache: nothing is lost then.
+    """
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
 
 
 def open_memory(folder: str, name: str, memory: GuestMemory) -> int:

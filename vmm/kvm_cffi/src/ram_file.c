@@ -7,10 +7,10 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "file_writer.h"
 #include "kvm_cffi.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -30,24 +30,9 @@ static bool is_zero(const uint8_t *page)
     return true;
 }
 
-static int write_whole(int fd, const uint8_t *from, uint64_t size, uint64_t offset)
-{
-    while (size > 0) {
-        ssize_t done = pwrite(fd, from, size, (off_t)offset);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done <= 0)
-            return done < 0 ? -errno : -EIO;
-        from += done;
-        offset += (uint64_t)done;
-        size -= (uint64_t)done;
-    }
-    return 0;
-}
-
 /* Write the pages from `first` up to `end` that hold anything; `has_memory` is NULL for all of them. */
-static int64_t write_pages(int fd, const uint8_t *base, uint64_t pages, uint64_t offset,
-                           const uint64_t *has_memory)
+static int64_t write_pages(struct vk_file_writer *writer, const uint8_t *base, uint64_t pages,
+                           uint64_t offset, const uint64_t *has_memory)
 {
     uint64_t start = 0;
     int64_t written = 0;
@@ -59,11 +44,10 @@ static int64_t write_pages(int fd, const uint8_t *base, uint64_t pages, uint64_t
             start = page;
         if (!is_data && in_run) {
             uint64_t size = (page - start) * PAGE;
-            int result = write_whole(fd, base + start * PAGE, size, offset + start * PAGE);
+            const uint64_t at = start * PAGE;
+            int result = vk_file_writer_put(writer, base + at, size, offset + at);
             if (result < 0)
                 return result;
-            /* The disk may begin at once: somebody waits for it in the end. */
-            sync_file_range(fd, (off_t)(offset + start * PAGE), (off_t)size, SYNC_FILE_RANGE_WRITE);
             written += (int64_t)size;
         }
         in_run = is_data;
@@ -71,7 +55,8 @@ static int64_t write_pages(int fd, const uint8_t *base, uint64_t pages, uint64_t
     return written;
 }
 
-int64_t vk_ram_write(int fd, const void *from, uint64_t size, uint64_t offset, int pagemap_fd)
+static int64_t write_ram(struct vk_file_writer *writer, const void *from, uint64_t size,
+                         uint64_t offset, int pagemap_fd)
 {
     uint64_t entries[BATCH];
     int64_t written = 0;
@@ -85,12 +70,21 @@ int64_t vk_ram_write(int fd, const void *from, uint64_t size, uint64_t offset, i
             if (got != wanted)
                 return got < 0 ? -errno : -EIO;
         }
-        int64_t result = write_pages(fd, base, pages, offset + at, pagemap_fd < 0 ? NULL : entries);
+        int64_t result = write_pages(writer, base, pages, offset + at, pagemap_fd < 0 ? NULL : entries);
         if (result < 0)
             return result;
         written += result;
     }
     return written;
+}
+
+int64_t vk_ram_write(int fd, const void *from, uint64_t size, uint64_t offset, int pagemap_fd)
+{
+    struct vk_file_writer writer;
+    vk_file_writer_open(&writer, fd);
+    int64_t written = write_ram(&writer, from, size, offset, pagemap_fd);
+    int error = vk_file_writer_close(&writer);
+    return error < 0 ? error : written;
 }
 
 int64_t vk_ram_read(int fd, void *to, uint64_t size, uint64_t offset)

@@ -15,9 +15,10 @@
 #define COMPLETIONS_MAX 65536u
 #define FILE_INDEX 0 /* of the one registered file */
 
-static int enter(int fd, uint32_t submissions, uint32_t flags)
+static int enter(int fd, uint32_t submissions, uint32_t completions)
 {
-    long result = syscall(SYS_io_uring_enter, fd, submissions, 0, flags, NULL, 0);
+    const uint32_t flags = IORING_ENTER_GETEVENTS;
+    long result = syscall(SYS_io_uring_enter, fd, submissions, completions, flags, NULL, 0);
     return result < 0 ? -errno : (int)result;
 }
 
@@ -135,7 +136,7 @@ int vk_uring_open(struct vk_uring *ring, uint32_t entries, uint32_t in_flight, i
         result = map_rings(ring, &params);
     if (result == 0)
         result = enroll(ring->fd, IORING_REGISTER_FILES, &file_fd, 1);
-    if (result == 0)
+    if (result == 0 && event_fd >= 0)
         result = enroll(ring->fd, IORING_REGISTER_EVENTFD, &event_fd, 1);
     if (result < 0) {
         vk_uring_close(ring);
@@ -167,15 +168,25 @@ struct io_uring_sqe *vk_uring_next(struct vk_uring *ring)
     return sqe;
 }
 
-int vk_uring_enter(struct vk_uring *ring)
+static int submit_and_wait(struct vk_uring *ring, uint32_t completions)
 {
     __atomic_store_n(ring->sq_tail, ring->tail, __ATOMIC_RELEASE);
     for (;;) {
         uint32_t waiting = ring->tail - load(ring->sq_head);
-        int result = enter(ring->fd, waiting, IORING_ENTER_GETEVENTS);
+        int result = enter(ring->fd, waiting, completions);
         if (result != -EINTR)
             return result < 0 ? result : 0;
     }
+}
+
+int vk_uring_enter(struct vk_uring *ring)
+{
+    return submit_and_wait(ring, 0);
+}
+
+int vk_uring_wait(struct vk_uring *ring)
+{
+    return submit_and_wait(ring, 1);
 }
 
 bool vk_uring_reap(struct vk_uring *ring, uint64_t *user_data, int64_t *result)

@@ -29,7 +29,10 @@ struct vk_uring {
     uint32_t tail; /* of the submissions filled in, not yet told to the kernel */
 };
 
-/* Room for `entries` submissions and `in_flight` completions, or what the kernel allows at most. */
+/*
+ * Room for `entries` submissions and `in_flight` completions, or what the kernel allows at most. Without
+ * an `event_fd` (-1) nobody is told of completions: the thread waits for them.
+ */
 int vk_uring_open(struct vk_uring *ring, uint32_t entries, uint32_t in_flight, int file_fd,
                   int event_fd);
 void vk_uring_close(struct vk_uring *ring);
@@ -39,6 +42,9 @@ struct io_uring_sqe *vk_uring_next(struct vk_uring *ring);
 
 /* Submits what was filled in and brings completions up; 0 or a negative errno. */
 int vk_uring_enter(struct vk_uring *ring);
+
+/* The same, and waits until there is a completion. */
+int vk_uring_wait(struct vk_uring *ring);
 
 /* Takes one completion: false when there is none. */
 bool vk_uring_reap(struct vk_uring *ring, uint64_t *user_data, int64_t *result);
