@@ -32,8 +32,8 @@ from tools.bench.served import put, served
 from vmm.loop import LEFT_ALONE_S
 
 RAM = 2 << 30
-BACKED = RAM + RAM // 4
-"""Host memory for a file of RAM or for RAM, for buffers and tables of pages."""
+BACKED = 2 * RAM + RAM // 4
+"""Host memory for RAM and its file in the page cache, for buffers and tables of pages."""
 CHANNELS = 4
 """Of multifd, for mapped-ram."""
 CLONES = 20
