@@ -99,7 +99,7 @@ async def test_guest_goes_on_at_once_while_its_memory_is_read_on_demand(
         await vm.debug.wait_for(b"...")
         assert vm.machine.memory.read(32 << 20, 16 << 20) == noise
         with trio.fail_after(DEADLINE_S):
-            await vm.machine.filled.wait()
+            await vm.machine.until_filled()
         await vm.machine.pause()
         assert vm.machine.memory.read(32 << 20, 16 << 20) == noise
         assert vm.machine.memory.read(48 << 20, 16 << 20) == bytes(16 << 20)

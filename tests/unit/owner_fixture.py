@@ -42,6 +42,7 @@ class FakeMachine:
     memory_map: Any = None
     cpus: Any = None
     memory_actual_size = 512 << 20
+    missing_bytes = 0
     ram_size = 512 << 20
 
     def __init__(self, lifecycle: Lifecycle) -> None:
@@ -72,6 +73,9 @@ class FakeMachine:
 
     def take_locks(self) -> None:
         self.calls.append("take locks")
+
+    async def until_filled(self) -> None:
+        raise NotImplementedError("no memory follows it")
 
     async def pause(self) -> None:
         self.calls.append("pause")

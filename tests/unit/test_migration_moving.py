@@ -9,6 +9,7 @@ from tests.unit.owner_fixture import RecordedEvents
 from vmm.config.info import MigrationPhase
 from vmm.errors import HostError, PeerError, StateError
 from vmm.migration.moving import Moving
+from vmm.migration.postcopy import MemoryLostError
 from vmm.migration.progress import Fate, Progress
 
 
@@ -94,3 +95,49 @@ async def test_vm_that_has_gone_is_waited_for_and_not_called_back() -> None:
 
     assert events.names == ["migration-finished"]
     assert move.info().phase is MigrationPhase.COMPLETED
+
+
+@pytest.mark.parametrize("is_incoming", [False, True])
+async def test_vm_that_has_changed_sides_and_lost_its_memory_is_not_called_moved(
+    is_incoming: bool,
+) -> None:
+    events = RecordedEvents()
+    move = Moving(events, is_incoming=is_incoming)
+
+    async def operation(progress: Progress) -> None:
+        progress.has_arrived = is_incoming
+        progress.fate = Fate.HERE if is_incoming else Fate.GONE
+        raise MemoryLostError("Not all of it could follow") from HostError("recv", 104)
+
+    with pytest.raises(MemoryLostError):
+        await move.run(operation)
+
+    assert events.names == [f"migration{'-receive' if is_incoming else ''}-failed"]
+    shown = move.info()
+    assert shown.phase is MigrationPhase.FAILED
+    assert shown.error is not None
+    assert shown.error.startswith("Not all of it could follow: recv failed")
+
+
+async def test_cancel_that_comes_once_the_vm_is_here_finds_it_moved() -> None:
+    events = RecordedEvents()
+    move = Moving(events, is_incoming=True)
+    told = trio.Event()
+
+    async def operation(progress: Progress) -> None:
+        with trio.CancelScope(shield=True):
+            await told.wait()
+            progress.has_arrived = True
+        await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move.run, operation)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(move.cancel)
+        await trio.testing.wait_all_tasks_blocked()
+        assert move.keeps_vm
+        told.set()
+
+    assert events.names == ["migration-receive-finished"]
+    assert move.info().phase is MigrationPhase.COMPLETED
+    assert not move.keeps_vm

@@ -59,6 +59,7 @@ class Pager(Closing):
             raise HostError("userfaultfd", -result, hint=HINT)
         self.event_fd = event_fd
         self._pager = made[0]
+        self._last: PagerProgress | None = None
 
     def add(self, hva: int, size: int, page: int, offset: int) -> int:
         """Watch a region that nobody has touched, and give its number.
@@ -95,15 +96,23 @@ class Pager(Closing):
 
     @property
     def progress(self) -> PagerProgress:
-        """Where it stands."""
+        """Where it stands, or stood when it was closed."""
+        if self._last is not None:
+            return self._last
         now = ffi.new("struct vk_pager_progress *")
         lib.vk_pager_progress(self._pager, now)
         return PagerProgress(PagerState(now.state), now.error, now.bytes_left, now.faults)
+
+    def give_up(self) -> None:
+        """Wait for no peer any more: who waits for a page of his, or touches one, is refused it."""
+        if self._last is None:
+            lib.vk_pager_give_up(self._pager)
 
     def close(self) -> None:
         """End the threads. Nobody may touch the memory any more, if it is not all there."""
         fd, self.event_fd = self.event_fd, -1
         if fd >= 0:
+            self._last = self.progress
             lib.vk_pager_free(self._pager)
             os.close(fd)
 

@@ -223,10 +223,12 @@ class HeldVm:
             self._confine(config)
             machine = self.needed_machine()
             runs = await machine.during(arrival.completion)
-            # Bounded: waking waits for nothing. The VM is ours from here on.
+            # Bounded: waking waits for nothing, and the source for as long as its link's patience.
+            # The VM is ours from here on.
             with trio.CancelScope(shield=True):
                 if runs:
                     await self.resume()
+                await arrival.confirm()
         except BaseException:
             # Bounded, as any end of a machine is.
             with trio.CancelScope(shield=True):

@@ -195,8 +195,8 @@ class VmOwner:
     async def _grant(self, guest: Guest, wish: Wish) -> None:
         if guest is not self._vm.guest:
             return  # That machine is gone already; Linux, for one, resets in two ways at once.
-        if not await self._moves.stop():
-            return  # The VM is another VMM's.
+        if not await self._moves.stop() or guest is not self._vm.guest:
+            return  # The VM is another VMM's, or stayed there.
         match wish:
             case Wish.RESET:
                 try:
@@ -208,6 +208,8 @@ class VmOwner:
                     await self._end()
             case Wish.SHUTDOWN if self._no_shutdown:
                 await self._vm.stop()
+            case Wish.FAILURE if await self._moves.has_lost(guest):
+                await self._vm.delete()  # As any VM that does not come; another may.
             case Wish.SHUTDOWN | Wish.FAILURE:
                 await self._end()
 

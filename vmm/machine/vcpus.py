@@ -75,6 +75,8 @@ class Vcpus:
         self._is_paused = saved is not None
         self._let_run: frozenset[int] | None = None
         self._rests = False
+        self.ended = trio.Event()
+        """None has a thread any more."""
         registers.serve(self)
 
     def __enter__(self) -> Self:
@@ -269,5 +271,7 @@ class Vcpus:
                 await task.run(task_status=task_status)
             finally:
                 del self._tasks[index], self._scopes[index]
+                if not self._tasks:
+                    self.ended.set()
                 if index in self._leaving:
                     self._leaving.pop(index).set()

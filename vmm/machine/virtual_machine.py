@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PAGE_S = 1.0
+"""How long the vCPUs of a machine that ends may still wait for pages of RAM."""
+
 
 class VirtualMachine:
     """A running VM, as its owner drives it."""
@@ -77,8 +80,8 @@ class VirtualMachine:
         """What a debugger has of it, if there may be one."""
         self._clock = Clock(vm)
         self._saved: Mapping[str, SavedDevice] | None = None
-        self.filled = trio.Event()
-        """All of RAM is there: at once, unless it is read on demand."""
+        self._fill_ended = trio.Event()
+        self._fill_errno: int | None = None
         self._failed = trio.Event()
         self._failure: Exception | None = None
 
@@ -208,7 +211,7 @@ class VirtualMachine:
         if self.memory.pager is not None:
             raise StateError(
                 "VM on-demand memory restore is still in progress: "
-                f"{self.memory.pager.progress.bytes_left >> 20} MiB are to be read; wait"
+                f"{self.missing_bytes >> 20} MiB are to be read; wait"
             )
         if self._hotplug.wanted_back:
             raise StateError(
@@ -317,8 +320,22 @@ class VirtualMachine:
         if self.memory.pager is not None:
             nursery.start_soon(self._wait_until_filled, self.memory.pager)
         else:
-            self.filled.set()
+            self._fill_ended.set()
         await self._vcpus.start(nursery, self)
+
+    async def until_filled(self) -> None:
+        """Wait until all of RAM is there: at once, unless it is read on demand.
+
+        Raises: HostError when it cannot be read; the machine ends then.
+        """
+        await self._fill_ended.wait()
+        if self._fill_errno is not None:
+            raise _unreadable(self._fill_errno)
+
+    @property
+    def missing_bytes(self) -> int:
+        """The RAM that is still to be read."""
+        return 0 if self.memory.pager is None else self.memory.pager.progress.bytes_left
 
     async def resize_vcpus(self, count: int) -> None:
         """Have another number of vCPUs: see ``Vcpus.resize``."""
@@ -328,17 +345,31 @@ class VirtualMachine:
         """End the pager when all of RAM is there, and the machine when it cannot be."""
         from vmm.kvm_cffi.pager import PagerState
 
-        await trio.lowlevel.wait_readable(pager.event_fd)
+        try:
+            await trio.lowlevel.wait_readable(pager.event_fd)
+        except trio.Cancelled:
+            # A vCPU may wait in the kernel for a page that does not come, and hears nothing there.
+            with trio.move_on_after(PAGE_S, shield=True) as patience:
+                await self._vcpus.ended.wait()
+            if patience.cancelled_caught:
+                pager.give_up()
+            raise
         now = pager.progress
         if now.state is PagerState.FAILED:
-            self._fail(HostError("read of RAM on demand", now.error))
+            self._fill_errno = now.error
+            self._fill_ended.set()
+            self._fail(_unreadable(now.error))
             return
         logger.info("All of RAM is there; %d accesses had to wait for theirs", now.faults)
         self.memory.pager = None
         pager.close()
-        self.filled.set()
+        self._fill_ended.set()
 
     async def _raise_failure(self) -> None:
         await self._failed.wait()
         assert self._failure is not None
         raise self._failure
+
+
+def _unreadable(errno: int) -> HostError:
+    return HostError("read of RAM on demand", errno)

@@ -243,6 +243,8 @@ class Arrival(Closing):
         """Have memory come as it is touched, where the source keeps it until then."""
         if self._faults is not None:
             mark_plugged(memory, state)  # What is plugged is asked for.
+            self._progress.memory_bytes = sum(each.range.size for each in memory.present)
+            self._progress.begin_pass(self._progress.memory_bytes, is_first=True)
             connection, self._faults = self._faults, None
             fetch_on_demand(connection, memory)
 
@@ -308,6 +310,7 @@ class Arrival(Closing):
         """Say that the VM is here. A source that does not hear it lets the VM stand."""
         with suppress(PeerError):
             await self.link.respond(Status.OK)
+        self._progress.has_arrived = True
 
     async def refuse(self) -> None:
         """Say that it has failed, if somebody is there to hear it."""

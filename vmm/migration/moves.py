@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-import trio
-
-from vmm.errors import InternalError, NotFoundError, StateError, VmmError
+from vmm.errors import HostError, InternalError, NotFoundError, StateError, VmmError
 from vmm.machine import commands
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from vmm.config.requests import SendMigrationData
     from vmm.machine.held_vm import HeldVm
     from vmm.machine.interface import Events
-    from vmm.machine.mailbox import Request
+    from vmm.machine.mailbox import Guest, Request
     from vmm.migration.address import Address
     from vmm.migration.messages import Description
     from vmm.migration.moving import Moving
@@ -36,34 +35,48 @@ class Moves:
         self._end = end
         self._moving: Moving | None = None
         self._has_gone = False
+        self._followed: Guest | None = None
+        """Whose memory followed it here."""
 
     def info(self) -> MigrationInfo:
         """What ``vm.migration`` shows. Raises: NotFoundError when there was none."""
         if self._moving is None:
             raise NotFoundError("No VM has been sent or received by this VMM")
+        if self._followed is not None and self._followed is self._vm.guest:
+            self._moving.progress.remains(self._vm.needed_machine().value.missing_bytes)
         return self._moving.info()
 
     def check_stays(self) -> None:
         """Check that the VM may be changed. Raises: StateError while it moves."""
         if self._has_gone:
             raise StateError("The VM has moved to another VMM")
-        if self._is_under_way:
+        if self._moving is not None and self._moving.keeps_vm:
             raise StateError("VM is currently migrating and can't be modified")
 
     async def cancel(self) -> None:
         """Stop what is under way. Raises: StateError when nothing is, or it is too late."""
-        if not self._is_under_way:
+        moving = self._moving
+        if moving is None or moving.is_over:
             raise StateError("No migration is under way")
-        if self._moving is not None and self._moving.is_decided:
-            raise StateError("The VM runs at another VMM already, and its memory follows it")
-        if not await self.stop():
-            raise StateError("The VM has moved to another VMM already")
+        if not moving.progress.is_decided:
+            await self.stop()
+        if moving.progress.is_decided:
+            side = "here" if moving.progress.is_incoming else "at another VMM"
+            raise StateError(f"It is too late: the VM is {side} already")
 
     async def stop(self) -> bool:
-        """Stop what is under way, if anything is: whether the VM is still this VMM's."""
-        if self._moving is not None:
+        """Stop what is under way, if anything is: whether the VM is this VMM's."""
+        if self._moving is not None and self._moving.keeps_vm:
             await self._moving.cancel()
         return not self._has_gone
+
+    async def has_lost(self, guest: Guest) -> bool:
+        """Whether a machine that has failed did so because not all of its memory came."""
+        if self._moving is None or guest is not self._followed:
+            return False
+        # Bounded: it ends with the machine.
+        await self._moving.until_over()
+        return self._moving.progress.error is not None
 
     def begin(self, request: Request) -> None:
         """Have a VM sent or received; the request ends when that does, or is refused at once."""
@@ -79,10 +92,6 @@ class Moves:
         is_incoming = isinstance(request.command, commands.ReceiveMigration)
         self._moving = Moving(self._events, is_incoming=is_incoming)
         self._vm.needed_nursery().start_soon(self._run, request, self._moving, operation)
-
-    @property
-    def _is_under_way(self) -> bool:
-        return self._moving is not None and not self._moving.is_over
 
     def _prepared(self, command: commands.Command) -> Operation:
         """Check a request; give what carries it out. Raises: StateError, ConfigError."""
@@ -179,6 +188,25 @@ class Moves:
                 except BaseException:
                     await arrival.refuse()
                     raise
-                # Bounded by the link's patience: the VM runs here, and its source is to know.
-                with trio.CancelScope(shield=True):
-                    await arrival.confirm()
+        if is_postcopy:
+            await self._follow(progress)
+
+    async def _follow(self, progress: Progress) -> None:
+        """Wait for the rest of the VM's memory. Raises: MemoryLostError; the VM ends then."""
+        from vmm.config.info import MigrationPhase
+        from vmm.migration.postcopy import MemoryLostError
+
+        machine = self._vm.needed_machine()
+        self._followed = self._vm.guest
+        progress.phase = MigrationPhase.MEMORY
+        progress.start_moving()
+        try:
+            # One that is ended meanwhile needs no more.
+            with suppress(StateError):
+                await machine.during(machine.value.until_filled)
+        except HostError as error:
+            raise MemoryLostError(
+                "The VM came before its memory, and not all of that has followed; it is lost, and "
+                "deleted here"
+            ) from error
+        progress.remains(0)

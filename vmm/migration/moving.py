@@ -9,7 +9,8 @@ import trio
 
 from vmm.config.info import MigrationPhase
 from vmm.errors import StateError, VmmError, chain, first_error
-from vmm.migration.progress import Fate, Progress
+from vmm.migration.postcopy import MemoryLostError
+from vmm.migration.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -32,28 +33,33 @@ class Moving:
 
     @property
     def is_over(self) -> bool:
-        """Whether the VM may be changed again."""
+        """Whether it has ended."""
         return self._ended.is_set()
 
     @property
-    def is_decided(self) -> bool:
-        """Whether the VM is the other VMM's already, if not yet all of its memory."""
-        return self.progress.fate is Fate.GONE
+    def keeps_vm(self) -> bool:
+        """Whether the VM may not be changed; one that has come may, while its memory follows."""
+        return not self.is_over and not self.progress.has_arrived
 
     def info(self) -> MigrationInfo:
         """What ``vm.migration`` shows."""
         return self.progress.describe()
 
     async def cancel(self) -> None:
-        """Stop it, unless the VM has been handed over already, and wait for its end."""
-        if self.progress.fate is not Fate.GONE:
+        """Stop it, unless the VM has changed sides already, and wait for its end."""
+        if not self.progress.is_decided:
             self._scope.cancel()
+        await self.until_over()
+
+    async def until_over(self) -> None:
+        """Wait for its end."""
         await self._ended.wait()
 
     async def run(self, operation: Callable[[Progress], Awaitable[None]]) -> None:
         """Carry it out. Raises: what failed; StateError when it was cancelled.
 
-        Cancel: it has ended, with the VM at one side.
+        What fails once the VM has changed sides is no matter of whose it is, unless its memory is
+        lost. Cancel: it has ended, with the VM at one side.
         """
         error: VmmError | None = StateError("The migration was cancelled")
         phase = MigrationPhase.CANCELLED
@@ -66,10 +72,9 @@ class Moving:
             assert isinstance(first, VmmError)
             phase, error = MigrationPhase.FAILED, first
         finally:
-            if self.progress.fate is Fate.GONE:
+            if self.progress.is_decided and not isinstance(error, MemoryLostError):
                 if phase is MigrationPhase.FAILED and error is not None:
-                    # No matter of whose the VM is; the other VMM ends it if it misses anything.
-                    logger.error("The VM had gone before this: %s", ": ".join(chain(error)))
+                    logger.error("The VM had moved before this: %s", ": ".join(chain(error)))
                 phase, error = MigrationPhase.COMPLETED, None
             self._end(phase, error)
         if error is not None:

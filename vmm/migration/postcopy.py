@@ -51,6 +51,10 @@ ANSWER_BYTES = 1 << 17
 """What is sent through TLS at once, if there is as much."""
 
 
+class MemoryLostError(PeerError):
+    """The VM has changed sides, and not all of its memory could follow: it is lost."""
+
+
 class FaultConnection(Closing):
     """Where the destination asks for pages: a descriptor, without TLS, and what is behind it.
 

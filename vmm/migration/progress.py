@@ -35,6 +35,8 @@ class Progress:
         self.throttle_percent = 0
         self.error: str | None = None
         self.fate = Fate.HERE
+        self.has_arrived = False
+        """Whether the VM is here, of one that comes; its memory may still follow."""
         self.stands = False
         """Whether the VM was stopped for the move and could not be woken again."""
         self.downtime_s: float | None = None
@@ -48,6 +50,11 @@ class Progress:
         self._moving_since: float | None = None
         self._dirty_rate = 0.0
         self._pass_began = self._began
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the VM has changed sides, if not yet all of its memory."""
+        return self.fate is Fate.GONE or self.has_arrived
 
     @property
     def elapsed_s(self) -> float:
@@ -78,6 +85,10 @@ class Progress:
         self.transferred_bytes += size
         self._moved_bytes += size
         self._left_bytes = max(0, self._left_bytes - size)
+
+    def remains(self, left_bytes: int) -> None:
+        """Of the memory that follows, so much is still to come."""
+        self.moved(self._left_bytes - left_bytes)
 
     def skipped(self, size: int) -> None:
         """So many bytes need not go over, for they are zeros at both ends."""

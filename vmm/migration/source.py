@@ -24,7 +24,7 @@ from vmm.errors import HostError, PeerError, StateError, first_error
 from vmm.migration.address import TcpAddress
 from vmm.migration.chunks import PAGE, chunks, windows
 from vmm.migration.link import PATIENCE_S, Link, RefusedError
-from vmm.migration.postcopy import serve_faults
+from vmm.migration.postcopy import MemoryLostError, serve_faults
 from vmm.migration.progress import Fate
 from vmm.migration.protocol import VERSION, Command, Request, Role, encode_role
 from vmm.migration.streams import Streams
@@ -137,7 +137,12 @@ class Departure(NamedTuple):
                     self.progress.phase = MigrationPhase.MEMORY
             except ExceptionGroup as group:
                 error = first_error(group.subgroup(LostError) or group)
-                raise error from error.__cause__
+                if self.progress.fate is not Fate.GONE:
+                    raise error from error.__cause__
+                raise MemoryLostError(
+                    "The VM had gone to the destination before its memory, and not all of that "
+                    "could follow; look there for what has become of it"
+                ) from error
         self.events.emit("vm", "postcopy-migration-completed")
 
     async def _serve_faults(self, faults: Link) -> None:

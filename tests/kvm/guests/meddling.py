@@ -108,6 +108,61 @@ class Meddler:
         nursery.cancel_scope.cancel()
 
 
+class FaultDeed(Enum):
+    """What is done to the connection over which memory follows a VM."""
+
+    CUT = "cut"
+    MISLEAD = "asks for what is no page"
+    STALL = "kept"
+
+
+class FaultMeddler:
+    """Forwards a migration's two connections; does its deed to the second when some memory went."""
+
+    def __init__(self, target: int, deed: FaultDeed, after_bytes: int) -> None:
+        self._target = target
+        self._deed = deed
+        self._left = after_bytes
+        self.reached = trio.Event()
+        """Set when the deed is done."""
+        self.port = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve both until they end."""
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with listener, trio.open_nursery() as nursery:
+            self.port = listener.socket.getsockname()[1]
+            task_status.started()
+            for spoils in (False, True):
+                source = await listener.accept()
+                to = await trio.open_tcp_stream("127.0.0.1", self._target)
+                nursery.start_soon(self._carry_both, source, to, spoils)
+
+    async def _carry_both(
+        self, source: trio.SocketStream, to: trio.SocketStream, spoils: bool
+    ) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with source, to, trio.open_nursery() as nursery:
+                nursery.start_soon(self._carry, to, source, nursery, False)
+                nursery.start_soon(self._carry, source, to, nursery, spoils)
+
+    async def _carry(
+        self, one: trio.SocketStream, to: trio.SocketStream, nursery: trio.Nursery, spoils: bool
+    ) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in one:
+                self._left -= len(data) if spoils else 0
+                if spoils and self._left <= 0 and not self.reached.is_set():
+                    self.reached.set()
+                    if self._deed is FaultDeed.CUT:
+                        break
+                    if self._deed is FaultDeed.STALL:
+                        await trio.sleep_forever()
+                    await one.send_all(b"\xff" * 32)
+                await to.send_all(data)
+        nursery.cancel_scope.cancel()
+
+
 _AT_HEADER = {
     Deed.CUT_BEFORE,
     Deed.CUT_WITHIN,

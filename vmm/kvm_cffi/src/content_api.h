@@ -37,6 +37,8 @@ void vk_pager_ask(vk_pager *pager, int socket_fd);
 void vk_pager_mark(vk_pager *pager, uint32_t number, uint64_t start, uint64_t size);
 int vk_pager_start(vk_pager *pager);
 void vk_pager_progress(vk_pager *pager, struct vk_pager_progress *progress);
+/* Wait for no peer any more: whoever waits for a page of his, or touches one, is refused it. */
+void vk_pager_give_up(vk_pager *pager);
 /* Ends the threads; whoever touches what is not there after that gets zeros. */
 void vk_pager_free(vk_pager *pager);
 

@@ -174,8 +174,8 @@ static void serve_fault(vk_pager *pager, uint64_t address)
     if (result == -EAGAIN)
         wake(pager, region->hva + page * region->page, region->page); /* he touches it once more */
     if (result > 0) {
+        fail(pager, result); /* before whoever waits meets it: that is why, and not what he says */
         refuse(pager, region->hva + page * region->page, region->page);
-        fail(pager, result);
     }
 }
 

@@ -132,6 +132,11 @@ void vk_pager_progress(vk_pager *pager, struct vk_pager_progress *progress)
     progress->faults = atomic_load(&pager->faults);
 }
 
+void vk_pager_give_up(vk_pager *pager)
+{
+    atomic_store(&pager->is_stopping, true);
+}
+
 void vk_pager_free(vk_pager *pager)
 {
     atomic_store(&pager->is_stopping, true);

@@ -1,0 +1,115 @@
+"""A VM that came before its memory, and whose memory does not all follow."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.kvm.guests.meddling import FaultDeed, FaultMeddler, free_port
+from tests.kvm.guests.moving import Host, two_hosts
+from tests.kvm.guests.processes import SECONDS, short_folder
+from vmm.client import ApiError
+from vmm.config.info import MigrationPhase, VmState
+from vmm.config.requests import SendMigrationData
+
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
+
+place = short_folder
+SOME = 1 << 20
+"""So much of the memory follows."""
+
+
+async def send(one: Host, meddler: FaultMeddler, said: list[str]) -> None:
+    """Have the VM go; what is said of it, if anything."""
+    try:
+        await one.send(f"tcp:127.0.0.1:{meddler.port}", memory_mode="Postcopy")
+    except ApiError as error:
+        said.append(str(error))
+
+
+async def check_nothing_is_there(host: Host) -> None:
+    """The VMM has no VM and nothing of one, and may have another."""
+    await host.vmm.wait_for_event("vm:deleted", SECONDS)
+    with pytest.raises(ApiError) as caught:
+        await host.client.info()
+    assert caught.value.status == 404
+    assert host.machine_resources() == []
+
+
+@pytest.mark.parametrize("deed", [FaultDeed.CUT, FaultDeed.MISLEAD])
+async def test_vm_whose_memory_does_not_all_follow_is_lost_and_both_sides_say_so(
+    place: Path, deed: FaultDeed
+) -> None:
+    target = free_port()
+    sent: list[str] = []
+    received: list[str] = []
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(2)
+        meddler = FaultMeddler(target, deed, SOME)
+
+        async def receive(*, task_status: trio.TaskStatus[None]) -> None:
+            url = f"tcp:127.0.0.1:{target}"
+            received.append(
+                await other.refused_receive(url, memory_mode="Postcopy", task_status=task_status)
+            )
+
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(receive)
+                await nursery.start(meddler.run)
+                await send(one, meddler, sent)
+            assert await one.vmm.process.wait() == 0
+
+        assert meddler.reached.is_set()
+        assert "not all of that has followed; it is lost" in received[0]
+        shown = await other.client.migration()
+        assert shown.phase is MigrationPhase.FAILED
+        assert shown.error is not None
+        assert "read of RAM on demand failed" in shown.error
+        assert "vm:migration-receive-failed" in other.vmm.events()
+        await check_nothing_is_there(other)
+        # Whoever closes the connection is taken to want no more; the destination knows better.
+        misled = deed is FaultDeed.MISLEAD
+        assert ("not all of that could follow" in "".join(sent)) is misled
+        assert ("vm:migration-failed" in one.vmm.events()) is misled
+        other.log.unlink()
+        await other.boot(place)
+        await other.rounds(2)
+
+
+async def test_vm_can_be_deleted_while_its_memory_follows_but_not_sent_back(place: Path) -> None:
+    target = free_port()
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(2)
+        meddler = FaultMeddler(target, FaultDeed.STALL, SOME)
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                receive = partial(other.receive, f"tcp:127.0.0.1:{target}")
+                await nursery.start(partial(receive, memory_mode="Postcopy"))
+                await nursery.start(meddler.run)
+                nursery.start_soon(send, one, meddler, [])
+                await meddler.reached.wait()
+                await other.vmm.wait_for_event("vm:resumed", SECONDS)
+
+                shown = await other.client.migration()
+                assert shown.phase is MigrationPhase.MEMORY
+                assert 0 < shown.dirty_bytes < shown.memory_bytes
+                assert shown.dirty_bytes + shown.transferred_bytes == shown.memory_bytes
+                assert (await other.client.info()).state is VmState.RUNNING
+                with pytest.raises(ApiError, match="too late: the VM is here already"):
+                    await other.client.migration_cancel()
+                with pytest.raises(ApiError, match="Not all of the VM's RAM is here yet"):
+                    await other.client.send_migration(
+                        SendMigrationData(destination_url=f"unix:{place}/m")
+                    )
+                await other.client.delete()
+
+        assert (await other.client.migration()).phase is MigrationPhase.COMPLETED
+        await check_nothing_is_there(other)
+        with trio.fail_after(SECONDS):
+            assert await one.vmm.process.wait() == 0
