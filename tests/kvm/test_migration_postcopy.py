@@ -61,10 +61,12 @@ async def test_vm_whose_memory_does_not_all_follow_is_lost_and_both_sides_say_so
             async with trio.open_nursery() as nursery:
                 await nursery.start(receive)
                 await nursery.start(meddler.run)
-                await send(one, meddler, sent)
+                nursery.start_soon(send, one, meddler, sent)
+                await other.vmm.wait_for_event("vm:resumed", SECONDS)
+                await meddler.reached.wait()
+                meddler.may_spoil.set()
             assert await one.vmm.process.wait() == 0
 
-        assert meddler.reached.is_set()
         assert "not all of that has followed; it is lost" in received[0]
         shown = await other.client.migration()
         assert shown.phase is MigrationPhase.FAILED
@@ -86,7 +88,7 @@ async def test_vm_can_be_deleted_while_its_memory_follows_but_not_sent_back(plac
     async with two_hosts(place) as (one, other):
         await one.boot(place)
         await one.rounds(2)
-        meddler = FaultMeddler(target, FaultDeed.STALL, SOME)
+        meddler = FaultMeddler(target, FaultDeed.CUT, SOME)
         with trio.fail_after(SECONDS):
             async with trio.open_nursery() as nursery:
                 receive = partial(other.receive, f"tcp:127.0.0.1:{target}")

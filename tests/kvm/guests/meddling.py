@@ -113,18 +113,19 @@ class FaultDeed(Enum):
 
     CUT = "cut"
     MISLEAD = "asks for what is no page"
-    STALL = "kept"
 
 
 class FaultMeddler:
-    """Forwards a migration's two connections; does its deed to the second when some memory went."""
+    """Forwards a migration's two connections. The second stalls when some memory went, until its
+    deed may be done to it."""
 
     def __init__(self, target: int, deed: FaultDeed, after_bytes: int) -> None:
         self._target = target
         self._deed = deed
         self._left = after_bytes
         self.reached = trio.Event()
-        """Set when the deed is done."""
+        """Set when it stalls."""
+        self.may_spoil = trio.Event()
         self.port = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -154,10 +155,9 @@ class FaultMeddler:
                 self._left -= len(data) if spoils else 0
                 if spoils and self._left <= 0 and not self.reached.is_set():
                     self.reached.set()
+                    await self.may_spoil.wait()
                     if self._deed is FaultDeed.CUT:
                         break
-                    if self._deed is FaultDeed.STALL:
-                        await trio.sleep_forever()
                     await one.send_all(b"\xff" * 32)
                 await to.send_all(data)
         nursery.cancel_scope.cancel()
