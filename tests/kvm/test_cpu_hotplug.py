@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trio
+import trio.lowlevel
 
 from tests.kvm.guests import programs
 from tests.kvm.guests.hotplug import CPUS, PHYS_BITS
@@ -15,7 +17,7 @@ from vmm.acpi.cpu_hotplug import MOST, Status
 from vmm.boot import layout
 from vmm.config.requests import VmResize
 from vmm.errors import ConfigError, NotCreatedError, PendingError
-from vmm.kvm_cffi import VcpuThread
+from vmm.kvm_cffi import VcpuThread, constants
 from vmm.machine.chipset import CPU_HOTPLUG_PAGE
 from vmm.machine.commands import Boot, Create, Pause, Reboot, Resize, Resume
 
@@ -91,6 +93,18 @@ async def test_vcpu_that_comes_runs_and_is_started_anew_when_it_comes_again(
             at = await come_and_go(vm, at)
 
         check_nothing_left(before)
+
+
+async def test_vcpu_that_comes_again_has_nothing_of_a_debuggers(tmp_path: Path) -> None:
+    async with running(configure(write_kernel(tmp_path, SERVING), cpus=TWO)) as vm:
+        at = await come_and_go(vm, await vm.debug.wait_for(b"r"))
+        while "vcpu1" in vcpus():
+            await trio.lowlevel.checkpoint()
+        control = constants.KVM_GUESTDBG_ENABLE | constants.KVM_GUESTDBG_USE_HW_BP
+        at_once = (AP_PAGE, 0, 0, 0, 0, 0, 0, 0x402)
+        vm.machine._vcpus.vcpu(1).set_guest_debug(control, at_once)
+
+        await come_and_go(vm, at)
 
 
 async def test_vcpu_that_comes_while_the_vm_is_paused_runs_when_it_runs_on(tmp_path: Path) -> None:

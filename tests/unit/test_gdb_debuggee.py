@@ -22,10 +22,18 @@ RAM_BYTES = 1 << 16
 class FakeVcpu:
     control = 0
     registers: Sequence[int] = ()
+    debugregs = bytes(4 * 8) + (0xFFFF0FF4).to_bytes(8, "little") + bytes(11 * 8)
+    """DR6 as the processor has it, with the third debug register's hit in it."""
 
     def set_guest_debug(self, control: int, debugregs: Sequence[int] = ()) -> None:
         assert all(0 <= register < 1 << 64 for register in debugregs)
         self.control, self.registers = control, tuple(debugregs)
+
+    def get_debugregs(self) -> bytes:
+        return self.debugregs
+
+    def set_debugregs(self, debugregs: bytes) -> None:
+        self.debugregs = debugregs
 
     def get_regs(self) -> Regs:
         return Regs()
@@ -48,6 +56,8 @@ class FakeVcpus:
         self.made = {0: FakeVcpu(), 1: FakeVcpu()}
         self.present = [0, 1]
         self.let_run: object = ()
+        self.is_paused = False
+        self.debug_controls = 0
 
     def vcpu(self, index: int) -> FakeVcpu:
         return self.made[index]
@@ -120,11 +130,64 @@ async def test_fifth_breakpoint_is_in_memory_while_the_guest_runs(bench: Bench) 
     assert bench.ram.read(0x50, 1) == b"\x90"
 
 
+async def test_breakpoint_is_not_in_memory_while_the_guest_is_paused(bench: Bench) -> None:
+    for address in range(0x10, 0x60, 0x10):
+        bench.debuggee.break_at(address)
+    bench.ram.write(0x50, b"\x90")
+    bench.debuggee.go()
+
+    bench.debuggee.uncover()
+    assert bench.ram.read(0x50, 1) == b"\x90"
+    bench.debuggee.cover()
+    assert bench.ram.read(0x50, 1) == b"\xcc"
+
+    # The debugger stops it, and lets it run on while it is paused.
+    await bench.debuggee.hold()
+    bench.debuggee.cover()
+    assert bench.ram.read(0x50, 1) == b"\x90"
+    bench.vcpus.is_paused = True
+    bench.debuggee.go()
+    assert bench.ram.read(0x50, 1) == b"\x90"
+    bench.debuggee.cover()
+    assert bench.ram.read(0x50, 1) == b"\xcc"
+
+
 def test_int3_of_the_guest_is_given_back_to_it(bench: Bench) -> None:
     bench.debuggee.go()
 
     assert bench.debuggee.stop_of(1, exit_of(3, 0x77)) is None
     assert bench.vcpus.made[1].control == ENABLE | constants.KVM_GUESTDBG_INJECT_BP
+
+
+@pytest.mark.parametrize(
+    ("dr6", "after"),
+    [
+        (0xFFFF4FF0, 0xFFFF4FF0),  # a step that the guest makes
+        (0xFFFF0FF0, 0xFFFF0FF0),  # INT1
+        (0xFFFF0FF8, 0xFFFF0FF8),  # a debug register that is not the debugger's
+    ],
+)
+def test_debug_exception_that_nobody_asked_for_is_the_guests(
+    bench: Bench, dr6: int, after: int
+) -> None:
+    bench.debuggee.watch(Watch(0x40, WRITE, 1))
+    bench.debuggee.go()
+
+    assert bench.debuggee.stop_of(1, exit_of(1, dr6=dr6)) is None
+
+    assert bench.vcpus.made[1].control == ENABLE | constants.KVM_GUESTDBG_INJECT_DB
+    assert int.from_bytes(bench.vcpus.made[1].debugregs[32:40], "little") == after
+    assert bench.debuggee.stop_of(1, exit_of(1, dr6=dr6 | 1)) == Stop(1, "watch:40;")
+
+
+def test_interrupts_stay_out_of_a_step_where_kvm_can_do_that(bench: Bench) -> None:
+    block = constants.KVM_GUESTDBG_BLOCKIRQ
+    bench.vcpus.debug_controls = block | ENABLE
+
+    bench.debuggee.go(step=0)
+
+    controls = [vcpu.control for vcpu in bench.vcpus.made.values()]
+    assert controls == [ENABLE | STEP | block, ENABLE]
 
 
 def test_step_is_one_vcpus_and_the_others_stand(bench: Bench) -> None:

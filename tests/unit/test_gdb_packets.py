@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmm.gdb.packets import MOST_BYTES, Decoder, Signal, encode, escape, unescape
+from vmm.gdb.packets import MOST_BYTES, Damaged, Decoder, Signal, encode, escape, unescape
 
 
 def test_packet_is_framed_with_its_sum() -> None:
@@ -21,15 +21,15 @@ def test_packets_and_what_is_between_come_in_order_however_they_are_cut() -> Non
     assert list(Decoder().feed(stream)) == wanted
 
 
-def test_damaged_packet_is_a_nak_and_the_next_one_is_read() -> None:
-    assert list(Decoder().feed(b"$g#68$g#67")) == [Signal.NAK, b"g"]
+def test_damaged_packet_is_told_and_the_next_one_is_read() -> None:
+    assert list(Decoder().feed(b"$g#68$g#67")) == [Damaged.SUM, b"g"]
 
 
 def test_bytes_of_no_meaning_are_dropped_and_so_is_an_endless_packet() -> None:
     decoder = Decoder()
 
     assert list(decoder.feed(b"hello\r\n")) == []
-    assert list(decoder.feed(b"$" + b"x" * (MOST_BYTES + 10))) == []
+    assert list(decoder.feed(b"$" + b"x" * (MOST_BYTES + 10))) == [Damaged.LENGTH]
     assert list(decoder.feed(b"$g#67")) == [b"g"]
 
 

@@ -2,8 +2,8 @@
 
 All vCPUs stop together. A breakpoint is a debug register as long as there is one left, as that
 changes nothing of the guest's, and INT3 in its memory beyond that: there while the guest runs only,
-so that whoever reads a stopped guest's memory sees what the guest has. Devices and clocks go on
-meanwhile.
+so that whoever reads a guest's memory while it stands, be it for the debugger or paused, sees what
+the guest has. Devices and clocks go on while the debugger has it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 INT3: Final = b"\xcc"
 BREAKPOINT: Final = 3
 """The exception of INT3; the other that stops a vCPU is 1, of steps and debug registers."""
+
+DR6: Final = 32
+"""Where it is in ``struct kvm_debugregs``: behind DR0 to DR3."""
+DR6_STEP: Final = 1 << 14
+DR6_HIT: Final = 0xF
+DR6_CAUSES: Final = DR6_HIT | 0xE000
+"""The bits that say why, and are set when they do; others are set when they do not."""
 
 EXECUTE, WRITE, ACCESS = 0, 1, 3
 LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}
@@ -61,6 +68,9 @@ class Debuggee:
         self._armed: list[Watch] = []
         self._in_memory: list[int] = []
         self._patched: list[tuple[int, bytes]] = []
+        self.step: int | None = None
+        """The vCPU that makes a step, or made it last; None when all ran."""
+        self._runs = False
         self.hear: Callable[[int, Exit], None] = lambda vcpu, exit_: None
         """Who is told, at once, that a vCPU stopped by itself."""
 
@@ -72,8 +82,18 @@ class Debuggee:
     async def hold(self) -> None:
         """Stop all vCPUs, and take what was put into the memory out of it."""
         await self._vcpus.hold()
+        self._runs = False
+        self.uncover()
+
+    def uncover(self) -> None:
+        """Give the guest its own bytes where breakpoints are in its memory; its vCPUs stand."""
         while self._patched:
             self._memory.write(*self._patched.pop())
+
+    def cover(self) -> None:
+        """Put breakpoints where ``uncover`` took them away, if the guest is to run."""
+        if self._runs:
+            self._patch()
 
     def go(self, step: int | None = None) -> None:
         """Let all vCPUs run, or one of them make a step. Raises: HostError."""
@@ -81,6 +101,8 @@ class Debuggee:
         free = DEBUG_REGISTERS - len(self._watches)
         self._armed = [*self._watches, *(Watch(each, EXECUTE, 1) for each in points[:free])]
         self._in_memory = points[free:]
+        self.step = step
+        blocking = self._vcpus.debug_controls & constants.KVM_GUESTDBG_BLOCKIRQ
         for index in self.vcpus:
             control = constants.KVM_GUESTDBG_ENABLE
             if self._in_memory:
@@ -88,10 +110,12 @@ class Debuggee:
             if self._armed:
                 control |= constants.KVM_GUESTDBG_USE_HW_BP
             if index == step:
-                control |= constants.KVM_GUESTDBG_SINGLESTEP
+                # Else a step may lead into the handler of an interrupt.
+                control |= constants.KVM_GUESTDBG_SINGLESTEP | blocking
             self._vcpus.vcpu(index).set_guest_debug(control, self._debug_registers())
-        if step is None:
-            self._patch()
+        self._runs = step is None
+        if not self._vcpus.is_paused:
+            self.cover()
         self._vcpus.release(None if step is None else (step,))
 
     async def let_go(self) -> None:
@@ -108,19 +132,35 @@ class Debuggee:
         self._lifecycle.request_shutdown()
 
     def stop_of(self, vcpu: int, exit_: Exit) -> Stop | None:
-        """Say why a vCPU stopped; None for an INT3 of the guest's own, which it is given back."""
+        """Say why a vCPU stopped; None for an exception of the guest's own, which it is given back.
+
+        Raises: HostError.
+        """
         address, dr6 = exit_.data
         if exit_.value == BREAKPOINT:
             if address in self._in_memory:
                 return Stop(vcpu, "swbreak:;")
-            self._vcpus.vcpu(vcpu).set_guest_debug(
-                constants.KVM_GUESTDBG_ENABLE | constants.KVM_GUESTDBG_INJECT_BP
-            )
+            self._give_back(vcpu, constants.KVM_GUESTDBG_INJECT_BP)
             return None
         for number, watch in enumerate(self._armed):
             if dr6 >> number & 1:
                 return Stop(vcpu, self._name_of(watch))
-        return Stop(vcpu, "")
+        if dr6 & DR6_STEP and vcpu == self.step:
+            return Stop(vcpu, "")
+        self._tell_why(vcpu, dr6)
+        self._give_back(vcpu, constants.KVM_GUESTDBG_INJECT_DB)
+        return None
+
+    def _give_back(self, vcpu: int, how: int) -> None:
+        self._vcpu(vcpu).set_guest_debug(constants.KVM_GUESTDBG_ENABLE | how)
+
+    def _tell_why(self, vcpu: int, dr6: int) -> None:
+        """Have the guest's DR6 say what an exception is about, as the processor would have."""
+        registers = bytearray(self._vcpu(vcpu).get_debugregs())
+        before = int.from_bytes(registers[DR6 : DR6 + 8], "little")
+        after = before & ~DR6_HIT | dr6 & DR6_CAUSES
+        registers[DR6 : DR6 + 8] = after.to_bytes(8, "little")
+        self._vcpu(vcpu).set_debugregs(bytes(registers))
 
     def _name_of(self, watch: Watch) -> str:
         if watch.kind == EXECUTE:

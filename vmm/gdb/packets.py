@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Final
 
 MOST_BYTES: Final = 1 << 16
-"""What a packet may have; what is longer is dropped."""
+"""What a packet may have; one that is longer is dropped."""
 
 ESCAPED: Final = b"#$*}"
 ESCAPE: Final = 0x7D
@@ -25,14 +25,21 @@ class Signal(Enum):
     INTERRUPT = b"\x03"
 
 
+class Damaged(Enum):
+    """What came instead of a packet, and is to be sent again."""
+
+    SUM = "its sum is wrong"
+    LENGTH = "it is too long"
+
+
 class Decoder:
     """Takes bytes as they come and gives whole packets, and what comes between."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes | Signal]:
-        """Give what is complete now; a packet that is damaged comes as NAK."""
+    def feed(self, data: bytes) -> Iterator[bytes | Signal | Damaged]:
+        """Give what is complete now."""
         self._buffer += data
         while self._buffer:
             if self._buffer[0] != ord("$"):
@@ -45,10 +52,11 @@ class Decoder:
             if end < 0 or len(self._buffer) < end + 3:
                 if len(self._buffer) > MOST_BYTES:
                     self._buffer.clear()
+                    yield Damaged.LENGTH
                 return
             body, digits = bytes(self._buffer[1:end]), bytes(self._buffer[end + 1 : end + 3])
             del self._buffer[: end + 3]
-            yield unescape(body) if digits.lower() == _sum(body) else Signal.NAK
+            yield unescape(body) if digits.lower() == _sum(body) else Damaged.SUM
 
 
 def encode(body: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +16,7 @@ import trio
 
 from vmm.errors import ConfigError, GuestError, HostError, VmmError
 from vmm.gdb.debuggee import ACCESS, EXECUTE, WRITE, Watch
-from vmm.gdb.packets import MOST_BYTES, Decoder, Signal, encode
+from vmm.gdb.packets import MOST_BYTES, Damaged, Decoder, Signal, encode
 from vmm.gdb.registers import REGISTERS, description, read, write
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 READ_BYTES: Final = 1 << 14
 MOST_MEMORY: Final = 1 << 14
 """Bytes of memory that one packet asks for, each two digits of the answer."""
+MOST_WAITING: Final = 64
+"""Packets that wait to be obeyed; the debugger is not read meanwhile."""
+SEND_PATIENCE_S: Final = 30.0
+"""How long a debugger may take to read an answer, before it counts as gone."""
+ALL_BYTES: Final = sum(each.size for each in REGISTERS)
 
 OK, UNKNOWN, FAULT, FAILED = "OK", "", "E0e", "E01"
 SUPPORTED: Final = (
@@ -50,10 +56,12 @@ class Session:
         self._stream = stream
         self._debuggee = debuggee
         self._send, self._receive = trio.open_memory_channel[
-            bytes | Signal | tuple[int, "Exit"] | Ended
+            bytes | Signal | Damaged | tuple[int, "Exit"] | Ended
         ](float("inf"))
+        self._waiting = trio.Semaphore(MOST_WAITING)
         self._is_running = False
         self._acknowledges = True
+        self._is_deaf = False
         self._vcpu = 0
         self._last = b""
         self._answers: dict[str, Callable[[str], str]] = {
@@ -100,13 +108,17 @@ class Session:
         try:
             while data := await self._stream.receive_some(READ_BYTES):
                 for each in decoder.feed(bytes(data)):
+                    await self._waiting.acquire()
                     self._send.send_nowait(each)
         except trio.BrokenResourceError:
             pass
         self._send.send_nowait(Ended.CLOSED)
 
     async def _serve(self) -> Ended:
+        """Take what the debugger sends and what the machine tells, one after the other."""
         async for event in self._receive:
+            if isinstance(event, bytes | Signal | Damaged):
+                self._waiting.release()
             match event:
                 case Ended.MACHINE_GONE:
                     await self._say("W00")
@@ -118,7 +130,9 @@ class Session:
                     await self._say(self._stop_reply("", signal.SIGINT))
                 case Signal.NAK:
                     await self._write(self._last)
-                case Signal():
+                case Damaged() if self._acknowledges:
+                    await self._write(b"-")
+                case Signal() | Damaged():
                     pass
                 case bytes():
                     if self._acknowledges:
@@ -133,7 +147,7 @@ class Session:
         await self._stand()
         stop: Stop | None = self._debuggee.stop_of(vcpu, exit_)
         if stop is None:
-            self._go()
+            self._go(self._debuggee.step)
             return
         self._vcpu = vcpu
         await self._say(self._stop_reply(stop.why, signal.SIGTRAP))
@@ -207,6 +221,8 @@ class Session:
 
     def _write_all(self, rest: str) -> str:
         values, data = self._debuggee.read_registers(self._vcpu), bytes.fromhex(rest)
+        if len(data) != ALL_BYTES:
+            return FAILED
         for register in REGISTERS:
             values = write(values, register, data[: register.size]) or values
             data = data[register.size :]
@@ -301,10 +317,13 @@ class Session:
         await self._write(self._last)
 
     async def _write(self, data: bytes) -> None:
-        try:
+        if self._is_deaf:
+            return
+        with trio.move_on_after(SEND_PATIENCE_S), suppress(trio.BrokenResourceError):
             await self._stream.send_all(data)
-        except trio.BrokenResourceError:
-            self._send.send_nowait(Ended.CLOSED)
+            return
+        self._is_deaf = True
+        self._send.send_nowait(Ended.CLOSED)
 
 
 def _watch(kind: int, address: int, size: int) -> Watch:

@@ -149,6 +149,16 @@ class Vcpus:
         self._resume_tasks()
 
     @property
+    def is_paused(self) -> bool:
+        """Whether all stand, or are to, until ``resume``."""
+        return self._is_paused
+
+    @property
+    def debug_controls(self) -> int:
+        """What a debugger may ask of this host's KVM for a vCPU: KVM_GUESTDBG_*."""
+        return self._vm.check_extension(constants.KVM_CAP_SET_GUEST_DEBUG2)
+
+    @property
     def present(self) -> list[int]:
         """The vCPUs that are there, in order."""
         return sorted(self._tasks)
@@ -226,8 +236,10 @@ class Vcpus:
         try:
             for index in indices:
                 if index in self._made:
-                    # Whatever it did last: now it waits for INIT and SIPI, as a new one does.
+                    # Whatever it did last: now it waits for INIT and SIPI, as a new one does, and
+                    # no debugger has told it anything.
                     self._made[index].set_mp_state(constants.KVM_MP_STATE_UNINITIALIZED)
+                    self._made[index].set_guest_debug(0)
                 else:
                     self._make(index)
                 # It has a cookie of its own in mode Vm as well: that of the others is out of reach.

@@ -164,6 +164,9 @@ class VirtualMachine:
         with ExitStack() as undo:
             undo.callback(self._vcpus.resume)
             await self._vcpus.pause()
+            if self.debuggee is not None:
+                undo.callback(self.debuggee.cover)
+                self.debuggee.uncover()
             self._clock.stop()
             undo.callback(self._clock.start)
             undo.callback(self._devices.wake)
@@ -178,6 +181,8 @@ class VirtualMachine:
         self.take_locks()
         self._clock.start()
         self._devices.wake()
+        if self.debuggee is not None:
+            self.debuggee.cover()
         self._vcpus.resume()
 
     def rest(self) -> None:
