@@ -15,10 +15,11 @@ PATH_LIMIT_BYTES = 107
 
 
 @contextmanager
-def listening(path: str, name: str) -> Iterator[socket.socket]:
+def listening(path: str, name: str, mode: int = 0o777) -> Iterator[socket.socket]:
     """Bind a path that nothing is at, and listen; the file is removed at the end.
 
-    ``name`` is whose socket it is, for messages. The file is created with the process's umask.
+    ``name`` is whose socket it is, for messages. The file has ``mode`` from the first moment on,
+    less the process's umask.
 
     Raises: HostError with the path when it is taken, too long, or cannot be created.
     """
@@ -31,6 +32,7 @@ def listening(path: str, name: str) -> Iterator[socket.socket]:
         )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
+            os.fchmod(listener.fileno(), mode)  # Linux gives it to the file.
             listener.bind(path)
             created = os.lstat(path)
         except OSError as error:

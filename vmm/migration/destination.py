@@ -98,8 +98,7 @@ async def listen(address: Address, tls_dir: str | None = None) -> AsyncIterator[
 
             context = receiver_context(tls_dir)
         if isinstance(address, UnixAddress):
-            plain = stack.enter_context(listening(address.path, "migration"))
-            os.chmod(address.path, 0o600)
+            plain = stack.enter_context(listening(address.path, "migration", 0o600))
             plain.setblocking(False)
             yield Listener(trio.socket.from_stdlib_socket(plain))
             return
