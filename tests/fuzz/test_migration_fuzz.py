@@ -45,7 +45,10 @@ ENTRIES = st.tuples(
 )
 MEMORY = st.tuples(st.just("memory"), st.lists(ENTRIES, min_size=1, max_size=4))
 HEADER = st.tuples(
-    st.just("header"), st.integers(0, 12), st.sampled_from([0, 0, 1, 4, 16, 32, 1 << 20, 1 << 63])
+    st.just("header"),
+    st.integers(0, 12),
+    st.sampled_from([0, 0, 1, 4, 16, 32, 1 << 20, 1 << 63]),
+    st.one_of(st.just(bytes(6)), st.binary(min_size=6, max_size=6)),
 )
 PLAIN = st.sampled_from(
     [("start",), ("config",), ("config",), ("state",), ("complete",), ("paused",), ("abandon",)]
@@ -113,8 +116,8 @@ class Hostile:
                 self._main.send(encoded(Command.ABANDON))
             case "memory", list(entries):
                 self._main.send(memory_message(entries))
-            case "header", int(number), int(length):
-                self._main.send(struct.pack("<H6xQ", number, length))
+            case "header", int(number), int(length), bytes(reserved):
+                self._main.send(struct.pack("<H6sQ", number, reserved, length))
             case "bytes", bytes(data):
                 self._main.send(data)
             case "json", bytes(data):

@@ -126,6 +126,7 @@ def request(command: int, length: int, gpa: int, size: int) -> bytes:
 NO_PAGES = [
     request(4, 16, GPA, PAGE),
     request(9, 17, GPA, PAGE),
+    request(9, 16, GPA, PAGE)[:7] + b"\x01" + request(9, 16, GPA, PAGE)[8:],
     request(9, 16, 0, PAGE),
     request(9, 16, GPA + SIZE - PAGE, 2 * PAGE),
     request(9, 16, GPA, 0),

@@ -114,6 +114,23 @@ def test_request_out_of_order_aborts(length: int, command: Command) -> None:
             receiver.accept(request(each))
 
 
+@pytest.mark.parametrize("command", [each for each in LENGTHS if each is not Command.START])
+@pytest.mark.parametrize("at", range(2, 8))
+def test_request_with_anything_where_zeros_belong_is_refused(command: Command, at: int) -> None:
+    header = bytearray(Request(command, LENGTHS[command][0]).encode())
+    header[at] = 0x5A
+
+    with pytest.raises(PeerError, match=f"{command.name} with .*5a.* where it must have zeros"):
+        Request.decode(bytes(header))
+
+
+def test_start_of_a_newer_sender_may_say_more_than_its_version() -> None:
+    header = bytearray(Request(Command.START).encode())
+    header[4:8] = b"more"
+
+    assert Request.decode(bytes(header)) == Request(Command.START)
+
+
 def test_newer_version_is_refused_by_number() -> None:
     with pytest.raises(PeerError, match="version 1 "):
         Receiver().accept(Request(Command.START, version=1))

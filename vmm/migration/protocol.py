@@ -93,8 +93,11 @@ class Request(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Request:
-        """Read 16 bytes. Raises: PeerError for a command or a length that cannot be."""
-        number, version, _, length = _REQUEST.unpack(data)
+        """Read 16 bytes. Raises: PeerError for what cannot be.
+
+        Behind its version, a Start may have anything, as newer senders may; others have zeros.
+        """
+        number, version, reserved, length = _REQUEST.unpack(data)
         lengths = LENGTHS.get(number)
         if lengths is None:
             raise PeerError(f"The source sent command {number}, which this version does not know")
@@ -103,6 +106,10 @@ class Request(NamedTuple):
             raise PeerError(
                 f"The source sent {command.name} with {length} bytes; it may have "
                 f"{lengths[0]} to {lengths[-1]}, in steps of {lengths.step}"
+            )
+        if command is not Command.START and (version or reserved):
+            raise PeerError(
+                f"The source sent {command.name} with {data[2:8].hex()} where it must have zeros"
             )
         return cls(command, length, version)
 

@@ -121,7 +121,9 @@ static int answer(int fd, const vk_memory *memory, const uint8_t *bytes)
 {
     struct request request;
     memcpy(&request, bytes, sizeof request);
+    static const uint8_t zeros[sizeof request.header.rest];
     bool is_request = request.header.number == COMMAND_PAGE_FAULT &&
+                      memcmp(request.header.rest, zeros, sizeof zeros) == 0 &&
                       request.header.length == RANGE_BYTES && request.length <= MOST_PAGE_BYTES;
     if (!is_request)
         return -EPROTO;
