@@ -160,3 +160,17 @@ async def test_descriptor_comes_with_its_bytes_or_is_refused() -> None:
         await near.send(b"slot")
         with pytest.raises(PeerError, match="brought 0 descriptors"):
             await far.receive_with_fd(4)
+
+
+async def test_connection_that_is_gone_before_its_link_is_made_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listeners[0]:
+        stream = await trio.open_tcp_stream(*listeners[0].socket.getsockname())
+        monkeypatch.setattr("vmm.migration.link.KEEPALIVE_IDLE_S", 1 << 20)  # TCP takes no more.
+
+        with pytest.raises(PeerError, match="is gone: Invalid argument"):
+            Link(stream.socket)
+
+        assert stream.socket.fileno() == -1

@@ -38,10 +38,10 @@ PATIENCE_S = 30.0
 
 
 class Link:
-    """A connected socket, which is the link's own.
+    """A connected socket, which is the link's own, also where none can be made of it.
 
     ``patience_s`` bounds each wait for the other side. What is sent or received raises PeerError
-    when it was longer, or the connection is lost.
+    when it was longer, or the connection is lost, which it may be from the start.
     """
 
     is_encrypted = False
@@ -50,7 +50,11 @@ class Link:
         self._socket = sock
         self.patience_s = patience_s
         if sock.family != socket.AF_UNIX:
-            _watch_peer(sock)
+            try:
+                _watch_peer(sock)
+            except OSError as error:
+                sock.close()
+                raise PeerError(f"The other VMM is gone: {error.strerror}") from error
 
     def fileno(self) -> int:
         """The socket's descriptor."""

@@ -126,6 +126,11 @@ class Moves:
         from vmm.migration.progress import Fate
         from vmm.migration.source import Departure
 
+        context = None
+        if data.tls_dir is not None:
+            from vmm.migration.tls import sender_context
+
+            context = sender_context(data.tls_dir)
         scope = self._vm.needed_machine()
         departure = Departure(
             scope.value,
@@ -136,6 +141,7 @@ class Moves:
             self._events,
             guest=self._vm.guest,
             is_running=self._vm.is_running,
+            context=context,
         )
         self._events.emit("vm", "migration-started")
         try:

@@ -32,6 +32,7 @@ from vmm.migration.throttle import Brake
 from vmm.migration.warm import prepare_to_save
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from vmm.config.requests import SendMigrationData
@@ -66,7 +67,10 @@ class LostError(PeerError):
 
 
 class Departure(NamedTuple):
-    """One VM on its way out. ``is_running`` says whether it has to be stopped first."""
+    """One VM on its way out. ``is_running`` says whether it has to be stopped first.
+
+    It goes through TLS where there is a ``context``.
+    """
 
     machine: Machine
     description: Description
@@ -76,6 +80,7 @@ class Departure(NamedTuple):
     events: Events
     guest: Guest | None
     is_running: bool
+    context: ssl.SSLContext | None = None
     patience_s: float = PATIENCE_S
 
     async def send(self) -> None:
@@ -184,13 +189,12 @@ class Departure(NamedTuple):
 
     async def _linked(self, sock: trio.socket.SocketType) -> Link:
         """A link over a socket, through TLS where that is asked for. Raises: PeerError."""
-        if self.data.tls_dir is None or not isinstance(self.address, TcpAddress):
+        if self.context is None or not isinstance(self.address, TcpAddress):
             return Link(sock, self.patience_s)
-        from vmm.migration.tls import TlsLink, sender_context
+        from vmm.migration.tls import TlsLink
 
-        context = sender_context(self.data.tls_dir)
-        name = self.address.host
-        return await TlsLink.open(sock, context, server_name=name, patience_s=self.patience_s)
+        name, patience_s = self.address.host, self.patience_s
+        return await TlsLink.open(sock, self.context, server_name=name, patience_s=patience_s)
 
     async def _ask(self, link: Link, request: Request, payload: bytes = b"") -> None:
         await link.send(request.encode() + payload)
