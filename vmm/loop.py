@@ -184,9 +184,9 @@ async def _be_ready(owner: VmOwner) -> None:
     """Prepare for a restore once a VMM that has no VM was left alone for a while."""
     await trio.sleep(LEFT_ALONE_S)
     if not owner.has_vm:
-        from vmm.snapshot.prepare import prepare
+        from vmm.snapshot.prepare import prepare_to_restore
 
-        for _ in prepare():
+        for _ in prepare_to_restore():
             await trio.lowlevel.checkpoint()
 
 

@@ -43,7 +43,7 @@ from vmm.migration.protocol import (
     Status,
     decode_role,
 )
-from vmm.migration.warm import prepare_to_build
+from vmm.snapshot.prepare import prepare_to_arrive
 from vmm.snapshot.state import MachineState
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Arrival(Closing):
 
     async def meet(self) -> Description:
         """Wait for a source, and for what it says of its VM. Raises: PeerError, ConfigError."""
-        await trio.to_thread.run_sync(prepare_to_build)
+        await trio.to_thread.run_sync(prepare_to_arrive)
         sock = await self._listener.accept()
         self._link = await self._listener.linked(sock, self._patience_s)
         self._open.callback(self._link.close)

@@ -29,7 +29,7 @@ from vmm.migration.progress import Fate
 from vmm.migration.protocol import VERSION, Command, Request, Role, encode_role
 from vmm.migration.streams import Streams
 from vmm.migration.throttle import Brake
-from vmm.migration.warm import prepare_to_save
+from vmm.snapshot.prepare import prepare_to_save
 
 if TYPE_CHECKING:
     import ssl
