@@ -170,7 +170,7 @@ async def test_snapshot_that_does_not_fit_leaves_nothing(
     def full(*args: object) -> int:
         raise HostError("write", 28)
 
-    monkeypatch.setattr("vmm.snapshot.memory_file.write_ram", full)
+    monkeypatch.setattr("vmm.snapshot.carrying.write_ram", full)
     async with owned(config) as held:
         await held.do(Pause())
         with pytest.raises(HostError, match="free room"):

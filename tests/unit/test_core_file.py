@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.unit.owner_fixture import CONFIG, Bench, running
+from tests.unit.resident import resident
 from vmm.boot.layout import RamRange
 from vmm.errors import ConfigError, HostError, NotCreatedError
 from vmm.kvm_cffi.structs import DescriptorTable, Regs, Segment, Sregs
@@ -20,6 +21,7 @@ from vmm.machine.memory import GuestMemory
 from vmm.machine.zones import Room, Zone
 from vmm.snapshot.core_file import EHDR, PHDR, Piece, VcpuRegisters, headers
 from vmm.snapshot.coredump import write_core
+from vmm.snapshot.paging import read_on_demand
 from vmm.snapshot.url import path_of
 
 MIB = 1 << 20
@@ -117,6 +119,36 @@ async def test_written_file_has_of_a_room_what_is_plugged(tmp_path: Path) -> Non
     before = headers(VCPUS, [Piece(0, MIB), Piece(base + 2 * block, block)])
     data = path.read_bytes()
     assert data == before + bytes(MIB) + b"plugged".ljust(block, b"\0")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_dump_looks_at_nothing_that_holds_no_memory(tmp_path: Path, shared: bool) -> None:
+    path = tmp_path / "core"
+    zone = Zone("ram", 8 * MIB, shared=shared, thp=False)
+    with GuestMemory.open([zone], [RamRange(0, 8 * MIB)]) as memory:
+        memory.write(3 * MIB, b"written")
+        before = resident(memory)
+
+        await write_core(str(path), memory, VCPUS)
+
+        assert resident(memory) == before
+    content = bytes(3 * MIB) + b"written".ljust(5 * MIB, b"\0")
+    assert path.read_bytes() == headers(VCPUS, [Piece(0, 8 * MIB)]) + content
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_dump_has_what_is_still_to_be_read_on_demand(tmp_path: Path, shared: bool) -> None:
+    content = bytes(range(256)) * (2 * MIB // 256)
+    saved = tmp_path / "memory-ranges"
+    saved.write_bytes(content)
+    zone = Zone("ram", 2 * MIB, shared=shared, thp=False)
+    with saved.open("rb") as file, GuestMemory.open([zone], [RamRange(0, 2 * MIB)]) as memory:
+        read_on_demand(file.fileno(), memory)
+
+        await write_core(str(tmp_path / "core"), memory, VCPUS)
+
+    dumped = (tmp_path / "core").read_bytes()
+    assert dumped == headers(VCPUS, [Piece(0, 2 * MIB)]) + content
 
 
 async def test_file_that_is_there_is_not_touched(memory: GuestMemory, tmp_path: Path) -> None:

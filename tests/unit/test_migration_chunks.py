@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.resident import resident
 from tests.unit.test_write_record import pages_of
 from vmm.boot.layout import RamRange
 from vmm.kvm_cffi import PageSet
@@ -41,17 +42,6 @@ def sent(memory: GuestMemory) -> set[int]:
         os.close(pagemap_fd)
     assert len(tables) == 2
     return {(gpa - GPA) // PAGE for gpa in pages_of(sets)}
-
-
-def resident(memory: GuestMemory) -> int:
-    """The pages of RAM that the host has given."""
-    [region] = memory.regions
-    if region.fd is not None:
-        return os.fstat(region.fd).st_blocks * 512 // PAGE
-    with open("/proc/self/pagemap", "rb") as pagemap:
-        pagemap.seek(region.hva // PAGE * 8)
-        entries = pagemap.read(8 * PAGES)
-    return sum(1 for at in range(7, len(entries), 8) if entries[at] & 0xC0)
 
 
 @pytest.mark.parametrize("kind", [{}, {"shared": True}, {"prefault": True}])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from typing import TYPE_CHECKING
 
+from vmm.machine.content import held_in
 from vmm.migration.protocol import MOST_CHUNK_BYTES, MOST_RANGES
 
 if TYPE_CHECKING:
@@ -37,26 +36,19 @@ class Window:
         if region.fd is None:
             pages.drop_untouched(region.hva, start, count, self._pagemap_fd)
         elif region.zone.is_file:
-            self._drop_holes(region.fd)
+            self._drop_holes()
         pages.drop_zeros(region.hva, start, count)
         table, _ = pages.ranges(start, count, MOST_RANGES, start + count)
         return table if table.count else None
 
-    def _drop_holes(self, fd: int) -> None:
+    def _drop_holes(self) -> None:
         """Forget what a file has no room for: to look into it would take some."""
-        base = self._region.offset
-        at, end = (base + page * PAGE for page in (self._start, self._start + self.count))
-        while at < end:
-            try:
-                data = min(os.lseek(fd, at, os.SEEK_DATA), end)
-            except OSError as error:
-                if error.errno == errno.EINVAL:
-                    return  # Such a file does not tell.
-                if error.errno != errno.ENXIO:
-                    raise
-                data = end
-            self._pages.drop((at - base) // PAGE, (data - at) // PAGE)
-            at = min(os.lseek(fd, data, os.SEEK_HOLE), end) if data < end else end
+        at, end = self._start, self._start + self.count
+        held = held_in(self._region, at * PAGE, self.count * PAGE)
+        for start, size in (*held, (end * PAGE, 0)):
+            first = start // PAGE
+            self._pages.drop(at, first - at)
+            at = -(-(start + size) // PAGE)
 
 
 def windows(

@@ -11,7 +11,6 @@ Spec: Cloud Hypervisor migration, sections 4.3 to 4.5.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -21,6 +20,7 @@ import trio
 from vmm.config.info import MigrationPhase
 from vmm.config.requests import MigrationMode, TimeoutStrategy
 from vmm.errors import HostError, PeerError, StateError, first_error
+from vmm.machine.content import open_pagemap
 from vmm.migration.address import TcpAddress
 from vmm.migration.chunks import PAGE, chunks, windows
 from vmm.migration.link import PATIENCE_S, Link, RefusedError
@@ -230,7 +230,7 @@ class Departure(NamedTuple):
         self.progress.phase = MigrationPhase.MEMORY
         sets = await trio.to_thread.run_sync(log.collect)
         self._begin_pass(sets, is_first=True)
-        with _pagemap() as pagemap_fd:
+        with open_pagemap() as pagemap_fd:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, prepare_to_save)
                 await streams.send(windows(log.regions, sets, pagemap_fd))
@@ -347,19 +347,6 @@ class Departure(NamedTuple):
         # A link that was closed has nothing more to say.
         with trio.move_on_after(ABANDON_S, shield=True), suppress(PeerError, OSError):
             await link.send(Request(Command.ABANDON).encode())
-
-
-@contextmanager
-def _pagemap() -> Iterator[int]:
-    """What tells which memory was ever touched. Raises: HostError."""
-    try:
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError.from_os_error("open", error) from error
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 async def _connected(address: Address) -> trio.socket.SocketType:

@@ -1,28 +1,23 @@
 """Writing a core file of a VM whose vCPUs stand still.
 
-Pages of zeros become holes. The file is written by a worker thread, a step at a time, and is gone
-again when that fails or is cancelled: there is a whole core file, or none.
+Pages of zeros become holes. The file is gone again when that fails or is cancelled: there is a
+whole core file, or none.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
-
-import trio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError, HostError
+from vmm.machine.content import held_in, open_pagemap
+from vmm.snapshot.carrying import Step, Work, steps_of, write_steps
 from vmm.snapshot.core_file import MOST_SEGMENTS, Piece, VcpuRegisters, headers
 
 if TYPE_CHECKING:
     from vmm.machine.memory import GuestMemory
-
-STEP: Final = 1 << 20
-"""Bytes that one turn in the worker thread writes."""
-_PAGE: Final = 4096
-_ZEROS: Final = bytes(STEP)
 
 
 async def write_core(path: str, memory: GuestMemory, vcpus: Sequence[VcpuRegisters]) -> None:
@@ -30,24 +25,33 @@ async def write_core(path: str, memory: GuestMemory, vcpus: Sequence[VcpuRegiste
 
     Raises: HostError when it is there already, or cannot be written.
     """
-    present = memory.present
-    ram = [Piece(*each.range) for each in present]
+    ram = [Piece(*each.range) for each in memory.present]
     if len(ram) >= MOST_SEGMENTS:
         raise ConfigError(f"RAM has {len(ram)} pieces; a core file may have {MOST_SEGMENTS - 1}")
     before = headers(vcpus, ram)
+    total = sum(piece.size for piece in ram)
     async with _made(path) as fd:
         try:
-            os.truncate(fd, len(before) + sum(piece.size for piece in ram))
+            os.truncate(fd, len(before) + total)
             os.pwrite(fd, before, 0)
-            at = len(before)
-            for each in present:
-                for start in range(each.offset, each.offset + each.range.size, STEP):
-                    end = min(start + STEP, each.offset + each.range.size)
-                    with each.region.view[start:end] as step:
-                        await trio.to_thread.run_sync(_write_step, fd, step, at)
-                    at += end - start
         except OSError as error:
             raise HostError.from_os_error("write of a core file", error, path=path) from error
+        work = Work("write of a core file", path, total, _steps(memory, len(before)))
+        with ExitStack() as stack:
+            # What is still to be read on demand was never touched, and holds something.
+            is_all_here = memory.pager is None
+            pagemap_fd = stack.enter_context(open_pagemap()) if is_all_here else -1
+            await write_steps(fd, work, pagemap_fd)
+
+
+def _steps(memory: GuestMemory, offset: int) -> Iterator[Step]:
+    """The steps of what may hold anything; RAM begins at ``offset`` of the file."""
+    for each in memory.present:
+        extents = [(each.offset, each.range.size)]
+        if memory.pager is None:
+            extents = held_in(each.region, each.offset, each.range.size)
+        yield from steps_of(each.region, offset - each.offset, extents)
+        offset += each.range.size
 
 
 @asynccontextmanager
@@ -66,24 +70,3 @@ async def _made(path: str) -> AsyncIterator[int]:
         raise
     finally:
         os.close(fd)
-
-
-def _write_step(fd: int, step: memoryview, at: int) -> None:
-    """Write what is not zero of a step, in runs of pages."""
-    data = bytes(step)
-    if data == _ZEROS[: len(data)]:
-        return
-    start: int | None = None
-    for page in range(0, len(data) + _PAGE, _PAGE):
-        is_data = page < len(data) and data[page : page + _PAGE] != _ZEROS[:_PAGE]
-        if is_data and start is None:
-            start = page
-        elif not is_data and start is not None:
-            _write_whole(fd, memoryview(data)[start:page], at + start)
-            start = None
-
-
-def _write_whole(fd: int, data: memoryview, at: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, at)
-        data, at = data[written:], at + written

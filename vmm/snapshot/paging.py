@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError
 from vmm.kvm_cffi.pager import Pager
-from vmm.snapshot.memory_file import data_of, parts_of
+from vmm.machine.content import data_of
+from vmm.snapshot.memory_file import parts_of
 
 if TYPE_CHECKING:
     from vmm.machine.memory import GuestMemory
