@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The longest name that a module begins with decides.
 LAYERS: dict[str, int] = {
     "vmm.errors": 1,
+    "vmm.page": 1,
     "vmm.saved": 2,
     "vmm.config.units": 1,
     "vmm.virtio.spec": 1,

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tests.unit.test_boot_smbios import parse
 from vmm.boot import layout
 from vmm.boot.cpuid import CpuModel, vcpu_cpuid
-from vmm.boot.layout import GIB, PAGE, Area, device_areas, ram_ranges, split_area
+from vmm.boot.layout import GIB, Area, device_areas, ram_ranges, split_area
 from vmm.boot.memmap import memory_map
 from vmm.boot.smbios import SystemIdentity, encode_smbios
 from vmm.boot.topology import Topology, x2apic_ids
+from vmm.page import PAGE
 
 sizes = st.integers(512, 16 * GIB // PAGE).map(lambda pages: pages * PAGE)
 parts = st.integers(1, 7)

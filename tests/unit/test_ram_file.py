@@ -14,7 +14,8 @@ import pytest
 
 from vmm.errors import HostError
 from vmm.kvm_cffi.memory import address_of
-from vmm.kvm_cffi.ram_file import PAGE, read_ram, write_ram
+from vmm.kvm_cffi.ram_file import read_ram, write_ram
+from vmm.page import PAGE
 
 PAGES = 3000
 """More than pieces on their way can hold, and no multiple of anything."""

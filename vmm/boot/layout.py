@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from vmm.errors import ConfigError
+from vmm.page import PAGE
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
-PAGE = 4 * KIB
 
 EBDA_POINTER = 0x40E
 """The BIOS data area's 16-bit word that holds the segment of the extended BIOS data area."""

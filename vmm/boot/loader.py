@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from vmm.boot import bzimage, elf, layout
 from vmm.boot.entry import KernelEntry
-from vmm.boot.layout import MIB, PAGE, RamRange
+from vmm.boot.layout import MIB, RamRange
 from vmm.boot.payload import PayloadFile
 from vmm.boot.ram import BootRam
 from vmm.errors import ConfigError
+from vmm.page import PAGE
 
 HEAD_SIZE = 1024
 """Enough of a file, in bytes, to tell every kind of image apart."""

@@ -10,6 +10,7 @@ from vmm.errors import InternalError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.mechanisms import allocated
+from vmm.page import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from vmm.kvm_cffi._kvm import CData
     from vmm.kvm_cffi.guest_memory import GuestMemoryMap
 
-PAGE_BYTES = 4096
 WORD_BITS = 64
 RANGE_BYTES = 16
 
@@ -131,7 +131,7 @@ class RangeTable:
                 size = min(most, end - at)
                 if (hva := memory.translate(at, size)) is None:
                     # Neighbours in the guest may not be so here, but regions are whole pages.
-                    size = min(size, PAGE_BYTES - at % PAGE_BYTES)
+                    size = min(size, PAGE - at % PAGE)
                     hva = memory.translate(at, size)
                 if hva is None:
                     raise InternalError("A range of guest memory that is to be moved is not RAM")

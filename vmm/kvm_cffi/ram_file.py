@@ -5,8 +5,6 @@ from __future__ import annotations
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
 
-PAGE = 4096
-
 
 def write_ram(fd: int, hva: int, size: int, offset: int, pagemap_fd: int = -1) -> int:
     """Write what is not zero of ``size`` bytes of memory to a file; give how much that was.

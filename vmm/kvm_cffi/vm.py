@@ -14,14 +14,13 @@ from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.constants import KVM_CAP_XSAVE2
 from vmm.kvm_cffi.structs import ClockData
 from vmm.kvm_cffi.vcpu import XSAVE_BYTES, Vcpu
+from vmm.page import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.kvm_cffi._kvm import CData
     from vmm.kvm_cffi.structs import MsiRoute
-
-PAGE_BYTES = 4096
 
 
 class Vm(Closing):
@@ -80,7 +79,7 @@ class Vm(Closing):
 
     def get_dirty_log(self, slot: int, size_bytes: int) -> bytes:
         """Return a slot's bitmap of written pages, bit 0 of byte 0 first, in whole 64-bit words."""
-        bitmap = ffi.new("uint64_t[]", -(-size_bytes // (64 * PAGE_BYTES)))
+        bitmap = ffi.new("uint64_t[]", -(-size_bytes // (64 * PAGE)))
         log = ffi.new("struct kvm_dirty_log *")
         log.slot = slot
         log.dirty_bitmap = bitmap

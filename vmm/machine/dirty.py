@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vmm.kvm_cffi import PageSet, WriteRecord, constants
+from vmm.page import PAGE
 
 if TYPE_CHECKING:
     from vmm.boot.layout import RamRange
     from vmm.kvm_cffi import GuestMemoryMap, Vm
     from vmm.machine.memory import GuestMemory, Region
 
-PAGE = 4096
 BY_HAND = constants.KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | constants.KVM_DIRTY_LOG_INITIALLY_SET
 CLEAR_PAGES = 1 << 14
 """Pages that are protected again by one call: 64 MiB."""

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.boot.layout import HOTPLUG_ALIGNMENT, Growth, RamRange
 from vmm.config.memory import MEM_BLOCK, HotplugMethod
 from vmm.errors import ConfigError
+from vmm.page import PAGE
 
 if TYPE_CHECKING:
     from vmm.boot.layout import Area
     from vmm.config.memory import MemoryConfig
 
-PAGE = 4096
 HUGE_PAGE = 2 << 20
 DEFAULT_ZONE = "mem0"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm.machine.content import held_in
 from vmm.migration.protocol import MOST_CHUNK_BYTES, MOST_RANGES
+from vmm.page import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from vmm.kvm_cffi import PageSet, RangeTable
     from vmm.machine.memory import Region
 
-PAGE = 4096
 CHUNK_PAGES = MOST_CHUNK_BYTES // PAGE
 
 

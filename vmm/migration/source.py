@@ -22,13 +22,14 @@ from vmm.config.requests import MigrationMode, TimeoutStrategy
 from vmm.errors import HostError, PeerError, StateError, first_error
 from vmm.machine.content import open_pagemap
 from vmm.migration.address import TcpAddress
-from vmm.migration.chunks import PAGE, chunks, windows
+from vmm.migration.chunks import chunks, windows
 from vmm.migration.link import PATIENCE_S, Link, RefusedError
 from vmm.migration.postcopy import MemoryLostError, serve_faults
 from vmm.migration.progress import Fate
 from vmm.migration.protocol import VERSION, Command, Request, Role, encode_role
 from vmm.migration.streams import Streams
 from vmm.migration.throttle import Brake
+from vmm.page import PAGE
 from vmm.snapshot.prepare import prepare_to_save
 
 if TYPE_CHECKING:

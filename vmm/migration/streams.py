@@ -9,6 +9,7 @@ import trio
 from vmm.errors import HostError
 from vmm.kvm_cffi import RangeTable
 from vmm.migration.protocol import Command, Request
+from vmm.page import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from vmm.migration.chunks import Window
     from vmm.migration.link import Link
     from vmm.migration.progress import Progress
-
-PAGE = 4096
 
 
 class Streams:
