@@ -20,11 +20,12 @@ from vmm.errors import ConfigError, NotCreatedError, PendingError
 from vmm.kvm_cffi import VcpuThread, constants
 from vmm.machine.chipset import CPU_HOTPLUG_PAGE
 from vmm.machine.commands import Boot, Create, Pause, Reboot, Resize, Resume
+from vmm.page import PAGE
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
 AP_PAGE = 0x8000
-REGISTERS = (1 << PHYS_BITS) - layout.UNUSED_TOP - (CPU_HOTPLUG_PAGE + 1) * layout.PAGE
+REGISTERS = (1 << PHYS_BITS) - layout.UNUSED_TOP - (CPU_HOTPLUG_PAGE + 1) * PAGE
 SELECT = programs.WINDOW + REGISTERS % (2 << 20)
 STATUS = SELECT + 4
 COMMAND = programs.WINDOW + 0x300

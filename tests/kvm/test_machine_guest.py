@@ -25,6 +25,7 @@ from tests.kvm.guests.programs import COUNT_AND_TELL, HALT, POWER_OFF, RESET_BY,
 from vmm.boot import layout
 from vmm.errors import InternalError
 from vmm.machine.chipset import GED_IRQ, GED_PAGE
+from vmm.page import PAGE
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -33,7 +34,7 @@ MIB = 1 << 20
 AP_PAGE = 0x8000
 AP_COUNT = 0x9000
 PHYS_BITS = 36
-GED_REGISTER = (1 << PHYS_BITS) - layout.UNUSED_TOP - (GED_PAGE + 1) * layout.PAGE
+GED_REGISTER = (1 << PHYS_BITS) - layout.UNUSED_TOP - (GED_PAGE + 1) * PAGE
 POWER_BUTTON_VECTOR = 0x31
 
 

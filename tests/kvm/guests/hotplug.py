@@ -6,13 +6,14 @@ from tests.kvm.guests import programs
 from vmm.acpi.pci_hotplug import Register
 from vmm.boot import layout
 from vmm.machine.chipset import PCI_HOTPLUG_PAGE
+from vmm.page import PAGE
 
 PHYS_BITS = 36
 """So many bits bring the registers where paging with 32-bit entries reaches them."""
 
 CPUS = {"boot_vcpus": 1, "max_vcpus": 1, "max_phys_bits": PHYS_BITS}
 
-REGISTERS = (1 << PHYS_BITS) - layout.UNUSED_TOP - (PCI_HOTPLUG_PAGE + 1) * layout.PAGE
+REGISTERS = (1 << PHYS_BITS) - layout.UNUSED_TOP - (PCI_HOTPLUG_PAGE + 1) * PAGE
 
 SEEN = programs.WINDOW + REGISTERS % (2 << 20)
 """Where ``find`` shows the registers."""
