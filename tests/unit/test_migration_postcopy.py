@@ -169,6 +169,36 @@ def test_request_is_answered_as_soon_as_it_is_whole() -> None:
         assert server.serve() is None
 
 
+def test_answer_that_there_is_no_room_for_waits_for_that() -> None:
+    source = filled()
+    memory_map = source.map()
+    with joined() as (near, far):
+        server = FaultServer(near.fileno(), memory_map)
+        far.sendall(request(9, 16, GPA, SIZE) + request(9, 16, GPA, PAGE))
+
+        assert server.serve() == 0
+        assert server.is_answering
+        pages, answers = 0, b""
+        while pages < 2:
+            answers += far.recv(1 << 20)
+            pages += server.serve() or 0
+        assert not server.is_answering
+        while len(answers) < 32 + SIZE + PAGE:
+            answers += far.recv(1 << 20)
+
+    assert answers[16 : 16 + SIZE] == source.read(GPA, SIZE)
+    assert answers[-PAGE - 16 :] == struct.pack("<H6xQ", 1, PAGE) + source.read(GPA, PAGE)
+
+
+async def test_peer_that_does_not_read_is_given_up_and_holds_no_thread() -> None:
+    with joined() as (near, far):
+        link = Link(trio.socket.from_stdlib_socket(near), 0.2)
+        far.sendall(request(9, 16, GPA, SIZE))
+
+        with trio.fail_after(20), pytest.raises(PeerError, match="send to"):
+            await serve(link, filled())
+
+
 async def serve(link: Link, source: FakeMemory) -> int:
     """Serve until the other side closes; how many pages."""
     pages: list[int] = []

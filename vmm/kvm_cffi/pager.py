@@ -125,10 +125,15 @@ class FaultServer:
         self._memory = memory
         self._server = ffi.new("struct vk_fault_server *")
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the peer had no room for all of an answer: serve again when it has."""
+        return bool(self._server.left)
+
     def serve(self) -> int | None:
         """Answer what has come: how many pages, 0 for none, None once the peer has closed.
 
-        Raises: PeerError when it asks for what is no page, or does not read.
+        It waits for nobody. Raises: PeerError when it is asked for what is no page.
         """
         served = lib.vk_faults_serve(self._fd, self._memory.handle, self._server)
         if served == -errno.ECONNRESET:

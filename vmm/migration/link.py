@@ -111,6 +111,11 @@ class Link:
         """Wait, as long as it takes, until something comes or the connection ends."""
         await trio.lowlevel.wait_readable(self._socket)
 
+    async def writable(self) -> None:
+        """Wait until something can be sent. Raises: PeerError."""
+        with self._waiting("send to"):
+            await trio.lowlevel.wait_writable(self._socket)
+
     async def receive_with_fd(self, size: int) -> tuple[bytes, int]:
         """Receive bytes that a descriptor came with; it is the caller's. Raises: PeerError."""
         fds: list[int] = []

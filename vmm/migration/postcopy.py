@@ -136,7 +136,7 @@ async def serve_faults(link: Link, memory: GuestMemoryMap, served: Callable[[int
         return
     server = FaultServer(link.fileno(), memory)
     while True:
-        await link.readable()
+        await (link.writable() if server.is_answering else link.readable())
         pages = await trio.to_thread.run_sync(server.serve)
         if pages is None:
             return

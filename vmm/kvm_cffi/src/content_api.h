@@ -42,14 +42,18 @@ void vk_pager_give_up(vk_pager *pager);
 /* Ends the threads; whoever touches what is not there after that gets zeros. */
 void vk_pager_free(vk_pager *pager);
 
-/* The other end of vk_pager_ask: requests as they have come so far; faults.c. */
+/* The other end of vk_pager_ask: requests as they have come so far, and the answer under way; faults.c. */
 struct vk_fault_server {
     uint32_t filled;
     uint8_t bytes[2048];
+    uint8_t head[16]; /* of the answer, before the page */
+    const uint8_t *page;
+    uint64_t left;    /* bytes of head and page that are to be sent; 0: no answer is under way */
 };
 
 /*
  * Answers what has come: how many pages went, 0 when nothing has; or a negative errno, -ECONNRESET
- * where the peer has closed. It waits for a peer that does not read, for a while.
+ * where the peer has closed. It waits for nobody: an answer that the peer has no room for goes on with
+ * the next call.
  */
 int64_t vk_faults_serve(int fd, const vk_memory *memory, struct vk_fault_server *server);
