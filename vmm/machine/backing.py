@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
 
-from vmm.errors import ConfigError, HostError
+from vmm.errors import ConfigError, HostError, PeerError
 from vmm.kvm_cffi import address_of, bind_to_numa_node
 from vmm.machine.zones import HUGE_PAGE, Zone
 
 MAP_NORESERVE = 0x4000
 MFD_HUGETLB = 0x4
 MFD_HUGE_SHIFT = 26
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""Of a memfd: whoever is given it cannot cut it off under who maps it. Holes can still be made."""
 MADV_MERGEABLE = 12
 MADV_HUGEPAGE = 14
 MADV_NOHUGEPAGE = 15
@@ -60,13 +63,14 @@ def open_backing(
         return fd, mmap.MAP_SHARED if zone.shared else private, offset
     if not (zone.shared or zone.hugepages):
         return -1, private | mmap.MAP_ANONYMOUS, 0
-    flags = os.MFD_CLOEXEC
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     if zone.hugepages:
         flags |= MFD_HUGETLB | (zone.page_size.bit_length() - 1) << MFD_HUGE_SHIFT
     try:
         fd = os.memfd_create(f"ram-{zone.id}", flags)
         stack.callback(os.close, fd)
         os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
     except OSError as error:
         raise HostError.from_os_error(
             f"memfd_create for memory zone {zone.id!r}",
@@ -77,19 +81,33 @@ def open_backing(
 
 
 def _duplicate(given: int, size: int, zone: Zone, stack: contextlib.ExitStack) -> int:
-    """A copy of a descriptor that has so many bytes: to touch what it lacks would kill the VMM."""
+    """A copy of a descriptor that has so many bytes, and keeps them: to touch what it lacks would
+    kill the VMM. A file that has a name cannot be kept so.
+    """
     try:
         fd = os.dup(given)
         stack.callback(os.close, fd)
         found = os.fstat(fd).st_size
     except OSError as error:
         raise HostError.from_os_error("dup of a memory descriptor", error) from error
+    if zone.file is None and not _is_sealed(fd):
+        raise PeerError(
+            f"The memory handed over for zone {zone.id!r} could be cut off by whoever else has it: "
+            "it is no memfd with F_SEAL_SHRINK; have both VMMs use the same version"
+        )
     if found < size:
         raise ConfigError(
             f"The memory handed over for zone {zone.id!r} has {found} bytes and needs {size}; have "
             "both VMMs use the same version and zones, or move the VM with local off"
         )
     return fd
+
+
+def _is_sealed(fd: int) -> bool:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK != 0
+    except OSError:
+        return False  # It is no memfd.
 
 
 def _open_file(path: str, size: int) -> int:
