@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.kvm.guests.image import write_kernel
 from tests.kvm.guests.machines import configure, running
+from tests.kvm.guests.meddling import free_port
+from tests.kvm.guests.moving import two_hosts
+from tests.kvm.guests.processes import SECONDS, short_folder
 from tests.kvm.guests.programs import HALT, say
 from tests.kvm.guests.virtio import (
     AVAIL,
@@ -22,6 +27,7 @@ from tests.kvm.guests.virtio import (
     set_up,
     submit_and_poll,
 )
+from tests.kvm.test_snapshot import restored, save
 from vmm.acpi.tables import LIMIT_ADDRESS, RSDP_ADDRESS
 from vmm.config.disk import DiskConfig
 from vmm.errors import ConfigError
@@ -36,6 +42,9 @@ ATTACH, MAP, TAILS = 0x22_0000, 0x22_0100, 0x22_0200
 AWAY = 0x10_0000
 """How far from its own addresses the device's memory really is."""
 DOMAIN, RNG_SLOT, IOMMU_SLOT = 5, 1, 2
+RANDOM = {"src": "/dev/urandom", "iommu": True}
+
+place = short_folder
 
 
 def words(at: int, *values: int) -> str:
@@ -44,7 +53,7 @@ def words(at: int, *values: int) -> str:
 
 
 # The ring of both devices is at DESC: that of the IOMMU in RAM, that of the other for the device.
-PROGRAM = f"""
+MAPS = f"""
     {move_bar(IOMMU_SLOT)}
     {set_up()}
     {words(ATTACH, 1, DOMAIN, RNG_SLOT << 3)}
@@ -64,6 +73,9 @@ PROGRAM = f"""
     {move_bar(RNG_SLOT)}
     {set_up(features=Feature.VERSION_1 | Feature.ACCESS_PLATFORM)}
     {words(DESC + AWAY, BUFFER, 0, 16, WRITE)}
+"""
+PROGRAM = f"""
+    {MAPS}
     movw $1, {AVAIL + AWAY + 2:#x}
     movw $0, {BAR + NOTIFY:#x}
 3:  cmpw $1, {USED + AWAY + 2:#x}
@@ -71,6 +83,24 @@ PROGRAM = f"""
     {say("used")}
     hlt
 """
+READS_FOR_EVER = f"""
+    {MAPS}
+3:  movl $0, {BUFFER + AWAY:#x}
+    incw {AVAIL + AWAY + 2:#x}
+    movw $0, {BAR + NOTIFY:#x}
+    mov {AVAIL + AWAY + 2:#x}, %ax
+4:  cmp %ax, {USED + AWAY + 2:#x}
+    jne 4b
+    cmpl $0, {BUFFER + AWAY:#x}
+    je 8f
+    cmpl $0, {BUFFER:#x}
+    jne 8f
+    {say(".")}
+    jmp 3b
+8:  {say("!")}
+    jmp 8b
+"""
+"""Has entropy written where it mapped memory, again and again: "." when it came there, else "!"."""
 
 
 async def test_device_reaches_ram_where_a_guest_has_mapped_it(tmp_path: Path) -> None:
@@ -86,6 +116,38 @@ async def test_device_reaches_ram_where_a_guest_has_mapped_it(tmp_path: Path) ->
         assert read(BUFFER + AWAY, 16) == b"sixteen of bytes"
         assert read(BUFFER, 16) == bytes(16)
         assert vm.machine.counters["__iommu"] == {"domains": 1, "mappings": 1, "faults": 0}
+
+
+async def test_restored_device_reaches_ram_where_its_guest_had_mapped_it(tmp_path: Path) -> None:
+    config = configure(write_kernel(tmp_path, READS_FOR_EVER), rng=RANDOM)
+    async with running(config) as vm:
+        await vm.debug.wait_for(b"...")
+        await save(vm, config, tmp_path / "snapshot")
+
+    async with restored(tmp_path / "snapshot") as vm:
+        await vm.machine.resume()
+        await vm.debug.wait_for(b"...")
+        assert set(vm.debug.output) == {ord(".")}
+        assert vm.machine.counters["__iommu"] == {"domains": 1, "mappings": 1, "faults": 0}
+
+
+@pytest.mark.parametrize("mode", ["Precopy", "Postcopy"])
+async def test_moved_device_reaches_ram_where_its_guest_had_mapped_it(
+    place: Path, mode: str
+) -> None:
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, READS_FOR_EVER, rng=RANDOM)
+        await one.rounds(3)
+
+        url = f"tcp:127.0.0.1:{free_port()}"
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(other.receive, url, memory_mode=mode))
+                await one.send(url, memory_mode=mode)
+
+        await other.rounds(5)
+        counted = (await other.client.counters())["__iommu"]
+        assert counted == {"domains": 1, "mappings": 1, "faults": 0}
 
 
 async def test_tables_tell_where_the_iommu_and_what_is_behind_it_are(tmp_path: Path) -> None:
