@@ -132,7 +132,7 @@ async def _carry_out(owner: VmOwner, steps: tuple[tuple[Command, str], ...]) -> 
         try:
             await owner.submit(command)
         except VmmError as error:
-            if owner.has_ended:
+            if owner.is_ending:
                 return True
             outer = VmmError(failure)
             outer.__cause__ = error

@@ -34,8 +34,8 @@ async def test_command_behind_the_end_is_refused_and_does_not_wait(tmp_path: Pat
             nursery.start_soon(submit, command)
             await trio.lowlevel.checkpoint()
 
-    assert [command for command, _ in refused] == [Pause()]
-    assert "ending" in refused[0][1]
+    assert {type(command) for command, _ in refused} == {Boot, Pause}
+    assert all("ending" in reason for _, reason in refused)
 
 
 async def test_command_after_the_end_is_refused_at_once(tmp_path: Path) -> None:
@@ -48,20 +48,25 @@ async def test_command_after_the_end_is_refused_at_once(tmp_path: Path) -> None:
         await held.do(ShutdownVmm())
 
 
-async def test_end_asked_for_while_a_vm_boots_ends_it(tmp_path: Path) -> None:
+async def test_end_asked_for_while_a_vm_boots_cuts_that_off(tmp_path: Path) -> None:
     config = configure(
         write_kernel(tmp_path, programs.SPIN), memory={"size": 256 << 20, "prefault": True}
     )
+
+    async def boot() -> None:
+        with pytest.raises(StateError, match="ending"):
+            await held.do(Boot())
+
     async with owned() as held, trio.open_nursery() as nursery:
         await held.do(Create(config))
-        nursery.start_soon(held.do, Boot())
+        nursery.start_soon(boot)
         await held.events.wait_for("booting")
 
         held.owner.request_end()
         await held.wait_until_ended()
 
-    assert held.owner.has_ended
-    assert held.events.names[-2:] == ["shutdown", "deleted"]
+    assert held.owner.is_ending
+    assert held.events.names[-2:] == ["booting", "deleted"]
 
 
 async def test_delete_of_a_guest_that_resets_for_ever_wins(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ class FakeMachine:
         self.calls.append(f"snapshot to {folder}")
         if self.add_error is not None:
             raise self.add_error
+        if self.add_hangs:
+            await trio.sleep_forever()
 
     async def add_device(self, section: str, entry: PciSlot) -> Added:
         self.calls.append(f"add to {section}")
@@ -159,6 +161,7 @@ class Bench:
         self.consoles_opened = 0
         self.consoles_now = 0
         self.boot_error: VmmError | None = None
+        self.boot_hangs = False
         self.while_opening: Callable[[], object] = lambda: None
         self.owner = VmOwner(
             events=self.events,
@@ -202,6 +205,8 @@ class Bench:
         self.while_opening()
         if self.boot_error is not None:
             raise self.boot_error
+        if self.boot_hangs:
+            await trio.sleep_forever()
         machine = FakeMachine(lifecycle)
         self.machines.append(machine)
         self.open_now += 1

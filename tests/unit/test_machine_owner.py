@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from tests.unit.owner_fixture import CONFIG, running
+from tests.unit.owner_fixture import CONFIG, Bench, running
 from vmm.config.disk import DiskConfig
 from vmm.errors import HostError, NotCreatedError, StateError
 from vmm.machine.commands import (
@@ -23,6 +24,7 @@ from vmm.machine.commands import (
     Resume,
     Shutdown,
     ShutdownVmm,
+    Snapshot,
 )
 
 
@@ -247,6 +249,46 @@ async def test_shutdown_of_the_vmm_deletes_and_ends() -> None:
         await bench.ended.wait()
 
         assert bench.events.names[-2:] == ["shutdown", "deleted"]
+
+
+@pytest.mark.parametrize("command", [Boot(), Reboot(), Snapshot("file:///s")])
+async def test_end_of_the_vmm_cuts_off_what_takes_long(command: Command) -> None:
+    async with running() as bench, trio.open_nursery() as nursery:
+        await bench.do(Create(CONFIG))
+        if not isinstance(command, Boot):
+            await bench.do(Boot())
+        if isinstance(command, Snapshot):
+            await bench.do(Pause())
+            bench.machine.add_hangs = True
+        bench.boot_hangs = True
+        nursery.start_soon(is_refused, bench, command, "The VMM is ending")
+        await wait_all_tasks_blocked()
+        begun = list(bench.events.names)
+
+        bench.owner.request_end()
+        await bench.ended.wait()
+
+        assert bench.events.names[: len(begun)] == begun
+        assert begun[-1] in ("booting", "rebooting", "snapshotting")
+        assert not {"booted", "rebooted", "snapshotted"} & set(bench.events.names[len(begun) :])
+        assert bench.open_now == 0
+
+
+async def test_end_of_the_vmm_cuts_off_what_waits_before_it() -> None:
+    async with running() as bench, trio.open_nursery() as nursery:
+        await bench.do(Create(CONFIG))
+        bench.boot_hangs = True
+        for _ in range(2):
+            nursery.start_soon(is_refused, bench, Boot(), "The VMM is ending")
+        await wait_all_tasks_blocked()
+
+        await bench.do(ShutdownVmm())
+        await bench.ended.wait()
+
+
+async def is_refused(bench: Bench, command: Command, reason: str) -> None:
+    with pytest.raises(StateError, match=reason):
+        await bench.do(command)
 
 
 @pytest.mark.parametrize("steps", range(1, 6))

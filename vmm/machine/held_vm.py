@@ -189,13 +189,18 @@ class HeldVm:
             self._confine(snapshot.config)
             if command.request.resume:
                 await self.resume()
-        except VmmError:
+        except BaseException:
             # Bounded, as any end of a machine is: whoever asked may ask again.
-            await self.leave_machine()
-            await self.leave_consoles()
-            self._store(None)
+            await self._leave_all()
             raise
         self._events.emit("vm", "restored")
+
+    async def _leave_all(self) -> None:
+        """Have no VM any more, also when cancelled."""
+        with trio.CancelScope(shield=True):
+            await self.leave_machine()
+            await self.leave_consoles()
+        self._store(None)
 
     @property
     def has_machine(self) -> bool:
@@ -231,10 +236,7 @@ class HeldVm:
                 await arrival.confirm()
         except BaseException:
             # Bounded, as any end of a machine is.
-            with trio.CancelScope(shield=True):
-                await self.leave_machine()
-                await self.leave_consoles()
-            self._store(None)
+            await self._leave_all()
             raise
 
     def stands(self) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENDING = "The VMM is ending; start another"
+
 
 class Wish(Enum):
     """What a machine may ask of its owner."""
@@ -39,7 +41,7 @@ class Request:
     def refuse(self) -> None:
         """The VMM ends before the command; one that asks for the end has its wish."""
         if not isinstance(self.command, ShutdownVmm):
-            self.error = StateError("The VMM is ending; start another")
+            self.error = StateError(ENDING)
         self.end()
 
     def end(self) -> None:

@@ -14,26 +14,35 @@ wait their turn.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
 
-from vmm.errors import InternalError, VmmError, chain
+from vmm.errors import InternalError, StateError, VmmError, chain
 from vmm.machine import commands
 from vmm.machine.commands import Command
 from vmm.machine.held_vm import HeldVm
-from vmm.machine.mailbox import Guest, Letter, Request, Wish
+from vmm.machine.mailbox import ENDING, Guest, Letter, Request, Wish
 from vmm.migration.moves import Moves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vmm.config.info import MigrationInfo, PciDeviceInfo, VmInfo
     from vmm.config.vm import VmConfig
     from vmm.machine.interface import Events, OpenConsoles, OpenMachine
 
 logger = logging.getLogger(__name__)
+
+LENGTHY = (
+    commands.Boot,
+    commands.Reboot,
+    commands.Restore,
+    commands.Snapshot,
+    commands.Coredump,
+)
+"""What takes as long as there is memory: the end of the VMM does not wait for these."""
 
 
 class VmOwner:
@@ -54,6 +63,8 @@ class VmOwner:
         self._vm = HeldVm(events, open_consoles, open_machine, confine, self._send)
         self._moves = Moves(self._vm, events, self.request_end)
         self._no_shutdown = no_shutdown
+        self._lengthy: trio.CancelScope | None = None
+        self._is_ending = False
         self._ended = False
         self._failed = False
 
@@ -88,21 +99,21 @@ class VmOwner:
         if self._ended:
             request.refuse()
         else:
-            self._send.send_nowait(request)
+            self._post(request)
             await request.done.wait()
         if request.error is not None:
             raise request.error
         return request.given
 
     def request_end(self) -> None:
-        """Have the VMM end, after the commands before this."""
+        """Have the VMM end, after the commands before this; lengthy ones are cut off."""
         if not self._ended:
-            self._send.send_nowait(Request(commands.ShutdownVmm()))
+            self._post(Request(commands.ShutdownVmm()))
 
     @property
-    def has_ended(self) -> bool:
-        """Whether no more commands are served."""
-        return self._ended
+    def is_ending(self) -> bool:
+        """Whether the end has been asked for."""
+        return self._is_ending
 
     @property
     def has_vm(self) -> bool:
@@ -126,6 +137,26 @@ class VmOwner:
         """What vm.migration shows. Raises: NotFoundError."""
         return self._moves.info()
 
+    def _post(self, request: Request) -> None:
+        self._send.send_nowait(request)
+        if isinstance(request.command, commands.ShutdownVmm):
+            self._is_ending = True
+            if self._lengthy is not None:
+                self._lengthy.cancel()
+
+    @contextmanager
+    def _cut_off_by_the_end(self, command: Command) -> Iterator[trio.CancelScope]:
+        """Cancel what is done in here, if it is lengthy, once the VMM is to end."""
+        with trio.CancelScope() as scope:
+            if isinstance(command, LENGTHY):
+                self._lengthy = scope
+                if self._is_ending:
+                    scope.cancel()
+            try:
+                yield scope
+            finally:
+                self._lengthy = None
+
     def _refuse_the_rest(self) -> None:
         with suppress(trio.WouldBlock):
             while True:
@@ -139,8 +170,11 @@ class VmOwner:
             return
         request.error = InternalError("The command was not carried out to its end")
         try:
-            request.given = await self._carry_out(request.command)
-            request.error = None
+            with self._cut_off_by_the_end(request.command) as scope:
+                request.given = await self._carry_out(request.command)
+                request.error = None
+            if scope.cancelled_caught:
+                request.error = StateError(ENDING)
         except VmmError as error:
             request.error = self._vm.explained(error)
         finally:
@@ -187,6 +221,7 @@ class VmOwner:
             case commands.CancelMigration():
                 await self._moves.cancel()
             case commands.ShutdownVmm():
+                self._is_ending = True
                 await self._moves.stop()
                 await self._vm.delete()
                 self._ended = True
