@@ -196,6 +196,7 @@ def test_step_is_one_vcpus_and_the_others_stand(bench: Bench) -> None:
     assert [vcpu.control for vcpu in bench.vcpus.made.values()] == [ENABLE, ENABLE | STEP]
     assert bench.vcpus.let_run == (1,)
     assert bench.debuggee.stop_of(1, exit_of(1, dr6=1 << 14)) == Stop(1, "")
+    assert bench.debuggee.stop_of(1, exit_of(1, dr6=0)) == Stop(1, "")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ BREAKPOINT: Final = 3
 
 DR6: Final = 32
 """Where it is in ``struct kvm_debugregs``: behind DR0 to DR3."""
-DR6_STEP: Final = 1 << 14
 DR6_HIT: Final = 0xF
 DR6_CAUSES: Final = DR6_HIT | 0xE000
 """The bits that say why, and are set when they do; others are set when they do not."""
@@ -145,7 +144,7 @@ class Debuggee:
         for number, watch in enumerate(self._armed):
             if dr6 >> number & 1:
                 return Stop(vcpu, self._name_of(watch))
-        if dr6 & DR6_STEP and vcpu == self.step:
+        if vcpu == self.step:  # Not every nested KVM says in DR6 that it was one.
             return Stop(vcpu, "")
         self._tell_why(vcpu, dr6)
         self._give_back(vcpu, constants.KVM_GUESTDBG_INJECT_DB)
