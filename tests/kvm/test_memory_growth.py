@@ -32,6 +32,14 @@ ROOM = 128 * MIB
 REGION = 4 << 30
 """Where the first zone that grows has its region."""
 MEM_SLOT = 2
+ROOMY = {
+    "size": RAM_BYTES,
+    "shared": True,
+    "hotplug_method": "VirtioMem",
+    "hotplug_size": ROOM,
+    "hotplugged_size": 2 * MIB,
+}
+"""RAM of one zone that grows, and is asked for a block from the boot on."""
 NEXT, WRITE = 1, 2
 
 
@@ -210,15 +218,8 @@ PLUGS = f"""
 )
 async def test_moved_guest_has_what_it_plugged(place: Path, mode: str, is_local: bool) -> None:
     url = f"unix:{place}/m" if is_local else f"tcp:127.0.0.1:{free_port()}"
-    memory = {
-        "size": RAM_BYTES,
-        "shared": True,
-        "hotplug_method": "VirtioMem",
-        "hotplug_size": ROOM,
-        "hotplugged_size": 2 * MIB,
-    }
     async with two_hosts(place) as (one, other):
-        await one.boot(place, PLUGS, memory=memory)
+        await one.boot(place, PLUGS, memory=ROOMY)
         await one.rounds(3)
 
         with trio.fail_after(SECONDS):
@@ -248,15 +249,8 @@ async def test_restored_machine_holds_nothing_that_was_not_plugged(tmp_path: Pat
 
 @pytest.mark.parametrize("is_local", [False, True])
 async def test_moved_machine_goes_on_with_its_room(place: Path, is_local: bool) -> None:
-    memory = {
-        "size": RAM_BYTES,
-        "shared": True,
-        "hotplug_method": "VirtioMem",
-        "hotplug_size": ROOM,
-        "hotplugged_size": 2 * MIB,
-    }
     async with two_hosts(place) as (one, other):
-        await one.boot(place, memory=memory)
+        await one.boot(place, memory=ROOMY)
         await one.rounds(2)
 
         await move(one, other, f"unix:{place}/m", local=is_local)
