@@ -85,6 +85,16 @@ def test_window_that_moves_is_seen_in_its_new_place_only(place: Place) -> None:
     assert follower.moves == [before, None, LOW.base]
 
 
+def test_window_that_is_moved_to_where_it_is_stays_untouched(place: Place) -> None:
+    follower = Follower()
+    window = place.window(1, follower)
+
+    window.move(window.address)
+
+    assert place.seen(window.address) == 1
+    assert follower.moves == [window.address]
+
+
 def test_window_without_decoding_keeps_its_addresses(place: Place) -> None:
     window = place.window(1)
     address = window.address

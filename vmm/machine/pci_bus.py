@@ -189,6 +189,8 @@ class BarWindow:
 
     def move(self, address: int | None) -> None:
         """Be reachable at an address as soon as there is room, or nowhere."""
+        if address is not None and address == self._mapped:
+            return  # For each doorbell taken away KVM waits until no vCPU looks at the old list.
         self._unmap()
         self._wanted = address
         if address is not None:
