@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.kvm.guests.meddling import FaultDeed, FaultMeddler, free_port
-from tests.kvm.guests.moving import Host, two_hosts
+from tests.kvm.guests.moving import Host, move, two_hosts
 from tests.kvm.guests.processes import SECONDS, short_folder
 from vmm.client import ApiError
 from vmm.config.info import MigrationPhase, VmState
@@ -80,6 +80,34 @@ async def test_vm_whose_memory_does_not_all_follow_is_lost_and_both_sides_say_so
         assert ("vm:migration-failed" in one.vmm.events()) is misled
         other.log.unlink()
         await other.boot(place)
+        await other.rounds(2)
+
+
+async def test_vm_whose_memory_fails_to_follow_before_it_is_given_away_stays(place: Path) -> None:
+    target = free_port()
+    sent: list[str] = []
+    async with two_hosts(place) as (one, other):
+        await one.boot(place)
+        await one.rounds(2)
+        meddler = FaultMeddler(target, FaultDeed.CUT_BEFORE_GIVING, SOME)
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                receive = partial(other.refused_receive, f"tcp:127.0.0.1:{target}")
+                await nursery.start(partial(receive, memory_mode="Postcopy"))
+                await nursery.start(meddler.run)
+                await send(one, meddler, sent)
+
+        assert meddler.may_spoil.is_set()
+        assert "refused COMPLETE" in sent[0]
+        assert (await one.client.info()).state is VmState.RUNNING
+        await one.rounds(2)
+        shown = await other.client.migration()
+        assert shown.phase is MigrationPhase.FAILED
+        assert "read of RAM on demand failed" in (shown.error or "")
+        with pytest.raises(ApiError) as caught:
+            await other.client.info()
+        assert caught.value.status == 404
+        await move(one, other, f"tcp:127.0.0.1:{target}")
         await other.rounds(2)
 
 

@@ -123,3 +123,15 @@ async def test_operation_that_fails_raises_its_own_error_and_the_context_lives()
 
         assert resource.events == ["entered"]
         await scope.leave()
+
+
+async def test_operation_that_a_failure_ends_says_what_has_failed() -> None:
+    resource = Resource()
+    async with trio.open_nursery() as nursery:
+        scope = await enter(nursery, resource.open(), lambda _: None)
+        resource.fail.set()
+
+        with pytest.raises(StateError, match="not running") as caught:
+            await scope.during(trio.sleep_forever)
+
+        assert isinstance(caught.value.__cause__, HostError)

@@ -230,7 +230,9 @@ class VmOwner:
     async def _grant(self, guest: Guest, wish: Wish) -> None:
         if guest is not self._vm.guest:
             return  # That machine is gone already; Linux, for one, resets in two ways at once.
-        if not await self._moves.stop() or guest is not self._vm.guest:
+        has_failed = wish is Wish.FAILURE
+        is_ours = await (self._moves.end_with_machine() if has_failed else self._moves.stop())
+        if not is_ours or guest is not self._vm.guest:
             return  # The VM is another VMM's, or stayed there.
         match wish:
             case Wish.RESET:

@@ -26,6 +26,8 @@ class Scope(Generic[T]):
         self.value = value
         self._cancel_scope = cancel_scope
         self._left = left
+        self.failure: Exception | None = None
+        """What ended the context, if it did not leave at somebody's wish."""
 
     async def leave(self) -> None:
         """Leave the context and wait until it is left. Does nothing when it already is."""
@@ -49,7 +51,7 @@ class Scope(Generic[T]):
             only = sole_cause(error)
             raise only from only.__cause__
         if not through:
-            raise StateError("VM is not running")
+            raise StateError("VM is not running") from self.failure
         return result
 
     async def _cancel_when_left(self, cancel_scope: trio.CancelScope) -> None:
@@ -79,12 +81,12 @@ async def _hold(
     task_status: trio.TaskStatus[Scope[T]],
 ) -> None:
     left = trio.Event()
-    entered = False
+    scope: Scope[T] | None = None
     try:
         with trio.CancelScope() as cancel_scope:
             async with context as value:
-                task_status.started(Scope(value, cancel_scope, left))
-                entered = True
+                scope = Scope(value, cancel_scope, left)
+                task_status.started(scope)
                 # Whoever entered it leaves it, in the right order with others, even when all is
                 # cancelled around them. Somebody cancelled while entering has no handle to do so.
                 await trio.lowlevel.checkpoint_if_cancelled()
@@ -92,8 +94,9 @@ async def _hold(
                 await trio.sleep_forever()
     except Exception as error:
         only = sole_cause(error)
-        if not entered:
+        if scope is None:
             raise only from only.__cause__
+        scope.failure = only
         on_failure(only)
     finally:
         left.set()

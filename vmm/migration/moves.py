@@ -70,6 +70,12 @@ class Moves:
             await self._moving.cancel()
         return not self._has_gone
 
+    async def end_with_machine(self) -> bool:
+        """The machine has failed, which ends what is under way: whether the VM is this VMM's."""
+        if self._moving is not None and self._moving.keeps_vm:
+            await self._moving.until_over()
+        return not self._has_gone
+
     async def has_lost(self, guest: Guest) -> bool:
         """Whether a machine that has failed did so because not all of its memory came."""
         if self._moving is None or guest is not self._followed:

@@ -9,10 +9,12 @@ from enum import Enum
 
 import trio
 
-from vmm.migration.protocol import HEADER_BYTES, Command
+from vmm.migration.protocol import HEADER_BYTES, Command, Request
 
 SLOW_S = 0.1
 """What a slow line adds to each message."""
+
+GIVING = Request(Command.COMPLETE).encode()
 
 _ENTRY = struct.Struct("<QQ")
 
@@ -112,6 +114,7 @@ class FaultDeed(Enum):
     """What is done to the connection over which memory follows a VM."""
 
     CUT = "cut"
+    CUT_BEFORE_GIVING = "cut when the VM was to be given away, which is kept"
     MISLEAD = "asks for what is no page"
 
 
@@ -156,9 +159,12 @@ class FaultMeddler:
                 if spoils and self._left <= 0 and not self.reached.is_set():
                     self.reached.set()
                     await self.may_spoil.wait()
-                    if self._deed is FaultDeed.CUT:
+                    if self._deed is not FaultDeed.MISLEAD:
                         break
                     await one.send_all(b"\xff" * 32)
+                if self._deed is FaultDeed.CUT_BEFORE_GIVING and data == GIVING:
+                    self.may_spoil.set()
+                    await trio.sleep_forever()
                 await to.send_all(data)
         nursery.cancel_scope.cancel()
 
