@@ -6,6 +6,7 @@ since: that is for its next boot.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +14,7 @@ import trio
 
 from vmm.boot.cpuid import KVM_FEATURES
 from vmm.boot.cpuid_table import CpuidTable
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, HostError
 from vmm.machine.ram_hotplug import SLOTS_BEHIND_RAM, zone_of_dimm
 from vmm.machine.saved import SavedMemory, SavedRange
 from vmm.machine.zones import default_zone
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vmm.machine.processors import Processors
     from vmm.machine.saved import SavedProcessors
     from vmm.snapshot.state import MachineState
+
+logger = logging.getLogger(__name__)
 
 FEATURES: Final = {
     (0x1, 0): ("ecx", "edx"),
@@ -72,9 +75,16 @@ async def provide(
     state = await source.provide(memory, vm)
     mark_plugged(memory, state)
     if memory.pager is None:  # Else nobody has touched what is not plugged.
+        await _discard_unplugged(memory)
+    return state
+
+
+async def _discard_unplugged(memory: GuestMemory) -> None:
+    try:
         for _ in memory.discard_unplugged():
             await trio.lowlevel.checkpoint()
-    return state
+    except HostError as error:  # The guest does not miss it, and the host has it for longer.
+        logger.warning("What the guest has not plugged keeps its memory: %s", error)
 
 
 def mark_plugged(memory: GuestMemory, state: MachineState) -> None:
