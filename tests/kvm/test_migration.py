@@ -12,6 +12,7 @@ from tests.kvm.guests.meddling import Deed, Meddler, free_port
 from tests.kvm.guests.moving import checks_memory, host, move, two_hosts
 from tests.kvm.guests.processes import SECONDS, short_folder
 from vmm.client import ApiError
+from vmm.config.balloon import BalloonConfig
 from vmm.config.info import MigrationPhase, VmState
 from vmm.migration.protocol import Command
 
@@ -89,6 +90,27 @@ async def test_local_move_hands_the_memory_over(place: Path, is_paused: bool) ->
         if is_paused:
             await other.client.resume()
         await other.rounds(3)
+
+
+async def test_local_move_takes_nodes_and_a_balloon_along(place: Path) -> None:
+    zones = [{"id": name, "size": 32 << 20, "shared": True} for name in ("near", "far")]
+    nodes = [
+        {"guest_numa_id": 0, "memory_zones": ["near"], "cpus": [0]},
+        {"guest_numa_id": 1, "memory_zones": ["far"]},
+    ]
+    async with two_hosts(place) as (one, other):
+        memory = {"size": 0, "zones": zones}
+        await one.boot(place, memory=memory, numa=nodes, balloon={"size": 0})
+        await one.rounds(3)
+        before = await one.client.info()
+
+        await move(one, other, f"unix:{place}/m", local=True)
+
+        assert await other.client.info() == before
+        assert (await other.client.migration()).transferred_bytes == 0
+        await other.rounds(3)
+        await other.client.resize(desired_balloon=1 << 20)
+        assert (await other.client.info()).config.balloon == BalloonConfig(size=1 << 20)
 
 
 async def test_requests_are_answered_while_a_vmm_waits_for_a_vm(place: Path) -> None:
