@@ -120,6 +120,28 @@ async def test_breakpoint_stops_at_an_instruction_each_time_it_is_reached(
         await vmm.wait_for("..", SECONDS)
 
 
+async def test_more_breakpoints_than_debug_registers_are_not_seen_in_memory(place: Path) -> None:
+    beyond = [LOOP + at for at in (0x100, 0x108, 0x110, 0x118, 0x120)]
+    async with running(place, *debugged(place)) as vmm:
+        text = await debug(
+            place / "gdb",
+            f"set {{int}}{beyond[-1]:#x} = 0x11223344",
+            *(f"break *{each:#x}" for each in (LOOP, *beyond)),
+            "continue",
+            "p/x $rip",
+            f"x/wx {beyond[-1]:#x}",
+            "continue",
+            f"p *(int*){RESULTS + 4:#x}",
+            "delete",
+            "detach",
+        )
+
+        assert f"$1 = {LOOP:#x}" in text, text
+        assert "0x11223344" in text
+        assert "$2 = 1" in text
+        await vmm.wait_for("..", SECONDS)
+
+
 async def test_running_guest_is_interrupted_and_goes_on_when_the_connection_breaks(
     place: Path,
 ) -> None:
