@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.kvm.guests.meddling import FaultDeed, FaultMeddler, free_port
-from tests.kvm.guests.moving import Host, move, two_hosts
+from tests.kvm.guests.meddling import Deed, FaultDeed, FaultMeddler, Meddler, free_port
+from tests.kvm.guests.moving import Host, checks_memory, host, move, two_hosts
 from tests.kvm.guests.processes import SECONDS, short_folder
 from vmm.client import ApiError
 from vmm.config.info import MigrationPhase, VmState
 from vmm.config.requests import SendMigrationData
+from vmm.migration.protocol import Command
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
 place = short_folder
 SOME = 1 << 20
 """So much of the memory follows."""
+CONTENT = 32 << 20
+"""More than sockets hold."""
 
 
 async def send(one: Host, meddler: FaultMeddler, said: list[str]) -> None:
@@ -108,6 +111,33 @@ async def test_vm_whose_memory_fails_to_follow_before_it_is_given_away_stays(pla
             await other.client.info()
         assert caught.value.status == 404
         await move(one, other, f"tcp:127.0.0.1:{target}")
+        await other.rounds(2)
+
+
+async def test_next_move_of_a_vm_whose_memory_has_followed_is_shown_as_it_is(place: Path) -> None:
+    target = free_port()
+    async with two_hosts(place) as (one, other), host(place, "c") as third:
+        await one.boot(place, checks_memory(CONTENT >> 12))
+        await one.rounds(2)
+        url = f"tcp:127.0.0.1:{target}"
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(other.receive, url, memory_mode="Postcopy"))
+                await one.send(url, memory_mode="Postcopy")
+        meddler = Meddler(target, Command.MEMORY, Deed.STALL)
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(third.refused_receive, url)
+                await nursery.start(meddler.run)
+                nursery.start_soon(other.refused_send, f"tcp:127.0.0.1:{meddler.port}")
+                await meddler.reached.wait()
+
+                shown = await other.client.migration()
+                assert not shown.is_incoming
+                assert shown.transferred_bytes < CONTENT
+                assert shown.dirty_bytes >= CONTENT - shown.transferred_bytes
+                await other.client.migration_cancel()
+
         await other.rounds(2)
 
 

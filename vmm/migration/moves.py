@@ -36,13 +36,14 @@ class Moves:
         self._moving: Moving | None = None
         self._has_gone = False
         self._followed: Guest | None = None
-        """Whose memory followed it here."""
+        """Whose memory follows it here, or did not all do so."""
 
     def info(self) -> MigrationInfo:
         """What ``vm.migration`` shows. Raises: NotFoundError when there was none."""
         if self._moving is None:
             raise NotFoundError("No VM has been sent or received by this VMM")
-        if self._followed is not None and self._followed is self._vm.guest:
+        is_followed = self._followed is not None and self._followed is self._vm.guest
+        if is_followed and not self._moving.is_over:
             self._moving.progress.remains(self._vm.needed_machine().value.missing_bytes)
         return self._moving.info()
 
@@ -221,4 +222,5 @@ class Moves:
                 "The VM came before its memory, and not all of that has followed; it is lost, and "
                 "deleted here"
             ) from error
+        self._followed = None
         progress.remains(0)
