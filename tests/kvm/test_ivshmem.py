@@ -284,7 +284,7 @@ async def test_snapshot_that_has_the_memory_where_it_cannot_be_is_refused(
         assert text.count(place) == 1
         await file.write_text(text.replace(place, place + "1"))
 
-        with pytest.raises(ConfigError, match="BAR 2 of __ivshmem is at 0x780000001, where 0x1000"):
+        with pytest.raises(ConfigError, match=r"BAR 2 .* of __ivshmem is at 0x780000001, "):
             await held.do(restore(tmp_path / "snapshot"))
 
 
