@@ -133,8 +133,14 @@ async def test_guest_moves_through_tls_before_its_memory_which_follows(
 
 
 def children_of(pid: int) -> list[str]:
-    """The processes that a process has started and that are there still."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """The processes that a process has started, in any thread, and that are there still."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [child for file in files for child in file.read_text().split()]
+
+
+def has_ended(child: str) -> bool:
+    """Whether a child waits for nothing any more but to be waited for."""
+    return Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2].startswith("Z")
 
 
 SIZE = 8 << 20
@@ -162,6 +168,7 @@ async def test_loop_that_touches_a_page_itself_gets_it_through_tls(ours: Path) -
             zone = Zone("ram", SIZE, thp=False)
             with GuestMemory.open([zone], [RamRange(0, SIZE)]) as memory:
                 fetch_on_demand(connection, memory)
+                assert len(children_of(os.getpid())) == 1
                 # In the loop's thread, which waits in the kernel until the page has come.
                 assert touched(memory, SIZE - PAGE) == source.read(SIZE - PAGE, PAGE)
                 assert memory.pager is not None
@@ -191,6 +198,20 @@ async def test_stranger_cannot_ask_for_memory_through_tls(ours: Path, foreign: P
             with pytest.raises(PeerError, match="closed the connection"):
                 await accept_faults(listener)
     assert children_of(os.getpid()) == []
+
+
+async def test_process_for_tls_ends_with_the_vmm_that_started_it(ours: Path) -> None:
+    address = TcpAddress("127.0.0.1", free_port())
+    with trio.fail_after(SECONDS):
+        async with listen(address, str(ours)) as listener, trio.open_nursery() as nursery:
+            keep = partial(keep_memory, address.port, ours, FakeMemory((0, SIZE)))
+            nursery.start_soon(keep)
+            with await accept_faults(listener) as connection:
+                [child] = children_of(os.getpid())
+                os.close(connection.fd)  # As when the VMM is killed.
+                connection.fd = -1
+                while not has_ended(child):  # noqa: ASYNC110  nobody else tells
+                    await trio.sleep(0.01)
 
 
 async def present(port: int, folder: Path) -> None:

@@ -262,3 +262,18 @@ async def test_page_larger_than_what_is_sent_at_once_comes_whole(kind: type[Link
                 assert await _exactly(peer, 16) == struct.pack("<H6xQ", 1, 2 << 20)
                 assert await _exactly(peer, 2 << 20) == source.read(GPA, 2 << 20)
                 await peer.aclose()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_destination_that_goes_before_it_has_its_answers_wants_no_more(
+    kind: type[Link],
+) -> None:
+    source = filled()
+    with joined() as (near, far):
+        link = kind(trio.socket.from_stdlib_socket(near))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, link, source)
+            far.sendall(16 * request(9, 16, GPA, 1 << 20))
+            with trio.fail_after(20):
+                await trio.lowlevel.wait_readable(far)
+            far.close()

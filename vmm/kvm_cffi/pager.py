@@ -136,7 +136,7 @@ class FaultServer:
         It waits for nobody. Raises: PeerError when it is asked for what is no page.
         """
         served = lib.vk_faults_serve(self._fd, self._memory.handle, self._server)
-        if served == -errno.ECONNRESET:
+        if served in (-errno.ECONNRESET, -errno.EPIPE):
             return None
         if served < 0:
             raise PeerError(f"The destination's faults cannot be served: {os.strerror(-served)}")

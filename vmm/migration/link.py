@@ -190,7 +190,13 @@ class Link:
         except (OSError, trio.BrokenResourceError) as error:
             reason = error if isinstance(error, OSError) else error.__cause__ or error
             text = reason.strerror if isinstance(reason, OSError) else None
-            raise PeerError(f"Could not {action} the other VMM: {text or reason}") from error
+            raise LostConnectionError(
+                f"Could not {action} the other VMM: {text or reason}"
+            ) from error
+
+
+class LostConnectionError(PeerError):
+    """The other VMM has closed the connection, or cannot be reached any more."""
 
 
 class RefusedError(PeerError):

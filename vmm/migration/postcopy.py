@@ -10,7 +10,7 @@ Spec: Cloud Hypervisor migration, section Postcopy.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +19,7 @@ from vmm.errors import PeerError
 from vmm.kvm_cffi import RangeTable
 from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.pager import FaultServer, Pager
-from vmm.migration.link import Link
+from vmm.migration.link import Link, LostConnectionError
 from vmm.migration.protocol import (
     HEADER_BYTES,
     RANGE_BYTES,
@@ -130,9 +130,13 @@ def fetch_on_demand(connection: FaultConnection, memory: GuestMemory) -> None:
 
 
 async def serve_faults(link: Link, memory: GuestMemoryMap, served: Callable[[int], None]) -> None:
-    """Answer for pages until the other side has all it wants. Raises: PeerError."""
+    """Answer for pages until the other side has all it wants: until it closes, however it does.
+
+    Raises: PeerError.
+    """
     if link.is_encrypted:
-        await _serve_through(link, memory, served)
+        with suppress(LostConnectionError):
+            await _serve_through(link, memory, served)
         return
     server = FaultServer(link.fileno(), memory)
     while True:

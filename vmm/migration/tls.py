@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vmm.errors import ConfigError, PeerError
-from vmm.migration.link import PATIENCE_S, Link
+from vmm.errors import ConfigError
+from vmm.migration.link import PATIENCE_S, Link, LostConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,9 @@ class TlsLink(Link):
             try:
                 self._ahead = bytes(await self.stream.receive_some())
             except trio.BrokenResourceError as error:
-                raise PeerError(f"The other VMM is gone: {error.__cause__ or error}") from error
+                raise LostConnectionError(
+                    f"The other VMM is gone: {error.__cause__ or error}"
+                ) from error
 
     async def send_memory(
         self, memory: GuestMemoryMap, table: RangeTable, sent: Callable[[int], None]
