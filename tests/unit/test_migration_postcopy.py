@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -102,6 +103,63 @@ async def test_loss_of_the_source_is_told() -> None:
         near.close()
 
         assert await wait_for_end(memory) is PagerState.FAILED
+
+
+async def test_memory_is_given_back_at_once_while_the_source_is_silent() -> None:
+    with joined() as (_, far), fetching(far) as memory:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_refused, memory, 0)
+            while not _faults(memory):
+                await trio.lowlevel.checkpoint()
+            began = time.monotonic()
+            for at in range(SIZE // 2, SIZE, SIZE // 16):
+                memory.discard(GPA + at, SIZE // 16)
+            assert time.monotonic() - began < 5
+            assert memory.read(GPA + SIZE // 2, PAGE) == bytes(PAGE)
+            assert memory.pager is not None
+            assert memory.pager.progress.bytes_left == SIZE // 2
+            memory.pager.give_up()
+
+
+async def test_what_is_given_back_meanwhile_is_zero_and_the_rest_what_it_was() -> None:
+    source, dice, gone = filled(), random.Random(3), set[int]()
+
+    async def touch(memory: GuestMemory, dice: random.Random) -> None:
+        for _ in range(60):
+            at = dice.randrange(SIZE // 2 // PAGE) * PAGE
+            assert await touched(memory, at) == source.read(GPA + at, PAGE)
+
+    with joined() as (near, far):
+        link = Link(trio.socket.from_stdlib_socket(near))
+        async with trio.open_nursery() as serving:
+            serving.start_soon(serve_faults, link, source.map(), lambda _: None)
+            with fetching(far) as memory:
+                async with trio.open_nursery() as nursery:
+                    for seed in range(4):
+                        nursery.start_soon(touch, memory, random.Random(seed))
+                    for _ in range(100):
+                        first, count = dice.randrange(SIZE // 2, SIZE - 16 * PAGE) // PAGE, 16
+                        memory.discard(GPA + first * PAGE, count * PAGE)
+                        gone.update(range(first, first + count))
+                        at = dice.choice(sorted(gone)) * PAGE
+                        assert memory.read(GPA + at, PAGE) == bytes(PAGE)
+                        await trio.lowlevel.checkpoint()
+                assert await wait_for_end(memory) is PagerState.DONE
+                for page in range(SIZE // PAGE):
+                    now = memory.read(GPA + page * PAGE, PAGE)
+                    before = source.read(GPA + page * PAGE, PAGE)
+                    assert now == (bytes(PAGE) if page in gone else before), page
+                assert memory.pager is not None
+                memory.pager.close()
+
+
+async def _refused(memory: GuestMemory, at: int) -> None:
+    with pytest.raises(OSError, match="Bad address"):
+        await touched(memory, at)
+
+
+def _faults(memory: GuestMemory) -> int:
+    return 0 if memory.pager is None else memory.pager.progress.faults
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 /*
  * RAM that is read from a file, or asked of a peer, when it is touched and in the background meanwhile.
  *
- * Two threads that never need the interpreter: whoever touches a page that is not there sleeps in the
+ * Threads that never need the interpreter: whoever touches a page that is not there sleeps in the
  * kernel until one of them has placed it, and that may well be the thread that holds the interpreter's
- * lock. `todo` has a bit for each page whose content is still only there. A page without one that
+ * lock. Whoever gives memory back sleeps until the server has heard of it, so that waits for no peer:
+ * with one, another thread asks for what is touched. `todo` has a bit for each page whose content is still only there. A page without one that
  * is touched and not there is zero: a hole of the file, or given back by the guest since.
  *
  * Source: Linux Documentation/admin-guide/mm/userfaultfd.rst.
@@ -62,20 +63,12 @@ static void fail(vk_pager *pager, int error)
 }
 
 /*
- * Place pages, all of them todo; the lock is held. 0, or the errno that the file is refused with.
+ * Place pages, all of them todo; the lock is held. 0, or an errno.
  * -EAGAIN: a range is being given back, and the server has to hear of that first.
  */
-static int place(vk_pager *pager, struct region *region, uint64_t first, uint64_t count)
+static int place(vk_pager *pager, struct region *region, uint64_t first, uint64_t count,
+                 const uint8_t *source)
 {
-    const uint8_t *source = region->source + first * region->page;
-    if (pager->peer_fd >= 0) {
-        uint64_t gpa = region->offset + first * region->page;
-        int asked = vk_faults_ask(pager->peer_fd, gpa, region->page, count, pager->arrived,
-                                  &pager->is_stopping);
-        if (asked < 0)
-            return -asked;
-        source = pager->arrived;
-    }
     while (count > 0) {
         struct uffdio_copy copy = {
             .dst = region->hva + first * region->page,
@@ -139,6 +132,50 @@ static uint64_t run_of(const struct region *region, uint64_t first, uint64_t mos
     return count;
 }
 
+/* The same of a peer's answer, without what was given back since it was asked for. */
+static int place_arrived(vk_pager *pager, struct region *region, uint64_t first, uint64_t count)
+{
+    int result = 0;
+    pthread_mutex_lock(&pager->lock);
+    for (uint64_t page = first; page < first + count && result == 0;) {
+        uint64_t run = run_of(region, page, first + count - page);
+        if (run != 0)
+            result = place(pager, region, page, run,
+                           pager->arrived + (page - first) * region->page);
+        page += run != 0 ? run : 1;
+    }
+    pthread_mutex_unlock(&pager->lock);
+    return result;
+}
+
+/*
+ * Have a peer's pages from one on, as far as they are todo; `count` says how many those were. 0, or an
+ * errno or -EAGAIN as above. A connection that has failed is used no more: what comes on it late would
+ * be taken for another page.
+ */
+static int bring(vk_pager *pager, struct region *region, uint64_t first, uint64_t most,
+                 uint64_t *count)
+{
+    pthread_mutex_lock(&pager->peer_lock);
+    pthread_mutex_lock(&pager->lock);
+    *count = run_of(region, first, most);
+    pthread_mutex_unlock(&pager->lock);
+    int result = 0;
+    if (*count != 0) {
+        uint64_t gpa = region->offset + first * region->page;
+        result = atomic_load(&pager->is_stopping)
+                     ? ECANCELED
+                     : -vk_faults_ask(pager->peer_fd, gpa, region->page, *count, pager->arrived,
+                                      &pager->is_stopping);
+        if (result != 0)
+            atomic_store(&pager->is_stopping, true);
+        else
+            result = place_arrived(pager, region, first, *count);
+    }
+    pthread_mutex_unlock(&pager->peer_lock);
+    return result;
+}
+
 static uint64_t pages_in(const struct region *region, uint64_t bytes)
 {
     return bytes > region->page ? bytes / region->page : 1;
@@ -154,29 +191,91 @@ static void fetch(const struct region *region, uint64_t first, uint64_t count)
     madvise((void *)start, end - start, MADV_POPULATE_READ);
 }
 
-static void serve_fault(vk_pager *pager, uint64_t address)
+/* What has become of the pages that somebody waits for at one of them. */
+static void settle(vk_pager *pager, struct region *region, uint64_t page, int result)
 {
-    struct region *region = region_at(pager, address);
-    if (region == NULL)
-        return;
-    atomic_fetch_add(&pager->faults, 1);
-    uint64_t page = (address - region->hva) / region->page;
+    uint64_t address = region->hva + page * region->page;
+    if (result == -EAGAIN)
+        wake(pager, address, region->page); /* he touches it once more */
+    if (result > 0) {
+        fail(pager, result); /* before whoever waits meets it: that is why, and not what he says */
+        refuse(pager, address, region->page);
+    }
+}
+
+static void serve_fault(vk_pager *pager, struct region *region, uint64_t page)
+{
     uint64_t most = pages_in(region, FAULT_BYTES);
     fetch(region, page, run_of(region, page, most)); /* a guess: another may be placing them */
     pthread_mutex_lock(&pager->lock);
     uint64_t count = run_of(region, page, most);
     int result = 0;
     if (count > 0)
-        result = place(pager, region, page, count);
+        result = place(pager, region, page, count, region->source + page * region->page);
     else
         place_zeros(pager, region, page);
     pthread_mutex_unlock(&pager->lock);
-    if (result == -EAGAIN)
-        wake(pager, region->hva + page * region->page, region->page); /* he touches it once more */
-    if (result > 0) {
-        fail(pager, result); /* before whoever waits meets it: that is why, and not what he says */
-        refuse(pager, region->hva + page * region->page, region->page);
+    settle(pager, region, page, result);
+}
+
+/* Leave a fault to the asker, unless it is one that only wants zeros. */
+static void want(vk_pager *pager, struct region *region, uint64_t page)
+{
+    uint64_t address = region->hva + page * region->page;
+    pthread_mutex_lock(&pager->lock);
+    if (!is_todo(region, page)) {
+        place_zeros(pager, region, page);
+    } else if (pager->wanted_count == MOST_WANTED) {
+        wake(pager, address, region->page); /* he touches it once more */
+    } else {
+        uint32_t at = (pager->wanted_first + pager->wanted_count++) % MOST_WANTED;
+        pager->wanted[at] = address;
+        pthread_cond_signal(&pager->wanted_changed);
     }
+    pthread_mutex_unlock(&pager->lock);
+}
+
+static void want_no_more(vk_pager *pager)
+{
+    pthread_mutex_lock(&pager->lock);
+    pager->wants_no_more = true;
+    pthread_cond_signal(&pager->wanted_changed);
+    pthread_mutex_unlock(&pager->lock);
+}
+
+/* The address of the next fault, once there is one; 0 when there will be none. */
+static uint64_t next_wanted(vk_pager *pager)
+{
+    uint64_t address = 0;
+    pthread_mutex_lock(&pager->lock);
+    while (pager->wanted_count == 0 && !pager->wants_no_more)
+        pthread_cond_wait(&pager->wanted_changed, &pager->lock);
+    if (pager->wanted_count != 0) {
+        address = pager->wanted[pager->wanted_first];
+        pager->wanted_first = (pager->wanted_first + 1) % MOST_WANTED;
+        pager->wanted_count--;
+    }
+    pthread_mutex_unlock(&pager->lock);
+    return address;
+}
+
+void *vk_pager_answer(void *argument)
+{
+    vk_pager *pager = argument;
+    for (uint64_t address; (address = next_wanted(pager)) != 0;) {
+        struct region *region = region_at(pager, address);
+        uint64_t page = (address - region->hva) / region->page, count;
+        int result = bring(pager, region, page, pages_in(region, FAULT_BYTES), &count);
+        if (result == 0 && count == 0) {
+            pthread_mutex_lock(&pager->lock);
+            place_zeros(pager, region, page);
+            pthread_mutex_unlock(&pager->lock);
+        } else if (result == 0) {
+            wake(pager, address, region->page); /* had it been given back, he touches it once more */
+        }
+        settle(pager, region, page, result);
+    }
+    return NULL;
 }
 
 static void serve_removal(vk_pager *pager, uint64_t start, uint64_t end)
@@ -188,6 +287,19 @@ static void serve_removal(vk_pager *pager, uint64_t start, uint64_t end)
     uint64_t first = (start - region->hva) / region->page;
     forget(pager, region, first, (end - start) / region->page);
     pthread_mutex_unlock(&pager->lock);
+}
+
+static void hear_fault(vk_pager *pager, uint64_t address)
+{
+    struct region *region = region_at(pager, address);
+    if (region == NULL)
+        return;
+    atomic_fetch_add(&pager->faults, 1);
+    uint64_t page = (address - region->hva) / region->page;
+    if (pager->peer_fd < 0)
+        serve_fault(pager, region, page);
+    else
+        want(pager, region, page);
 }
 
 void *vk_pager_serve(void *argument)
@@ -202,25 +314,31 @@ void *vk_pager_serve(void *argument)
         for (ssize_t i = 0; i < got / (ssize_t)sizeof messages[0]; i++) {
             const struct uffd_msg *message = &messages[i];
             if (message->event == UFFD_EVENT_PAGEFAULT)
-                serve_fault(pager, message->arg.pagefault.address);
+                hear_fault(pager, message->arg.pagefault.address);
             else if (message->event == UFFD_EVENT_REMOVE)
                 serve_removal(pager, message->arg.remove.start, message->arg.remove.end);
         }
         if (got <= 0 && (polled[1].revents & POLLIN) != 0)
             break;
     }
+    want_no_more(pager);
     return NULL;
 }
 
 /* Place the next run of a region from a page on; the page behind it. */
 static uint64_t fill_some(vk_pager *pager, struct region *region, uint64_t page)
 {
-    uint64_t most = pages_in(region, FILL_BYTES);
-    fetch(region, page, run_of(region, page, most));
-    pthread_mutex_lock(&pager->lock);
-    uint64_t count = run_of(region, page, most);
-    int result = place(pager, region, page, count);
-    pthread_mutex_unlock(&pager->lock);
+    uint64_t most = pages_in(region, FILL_BYTES), count;
+    int result;
+    if (pager->peer_fd >= 0) {
+        result = bring(pager, region, page, most, &count);
+    } else {
+        fetch(region, page, run_of(region, page, most));
+        pthread_mutex_lock(&pager->lock);
+        count = run_of(region, page, most);
+        result = place(pager, region, page, count, region->source + page * region->page);
+        pthread_mutex_unlock(&pager->lock);
+    }
     if (result == -EAGAIN) {
         sched_yield();
         return page;

@@ -23,7 +23,9 @@ int vk_pager_new(int file_fd, uint64_t file_size, int event_fd, vk_pager **made)
     pager->stop_fd = -1;
     pager->peer_fd = -1;
     pager->file_size = file_size;
+    pthread_mutex_init(&pager->peer_lock, NULL);
     pthread_mutex_init(&pager->lock, NULL);
+    pthread_cond_init(&pager->wanted_changed, NULL);
     pager->uffd = vk_uffd_open();
     int result = pager->uffd < 0 ? pager->uffd : 0;
     if (result == 0 && (pager->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
@@ -102,6 +104,16 @@ static int make_room(vk_pager *pager)
     return 0;
 }
 
+static int begin(vk_pager *pager, pthread_t *thread, bool *has_begun, void *(*body)(void *),
+                 const char *name)
+{
+    int result = pthread_create(thread, NULL, body, pager);
+    *has_begun = result == 0;
+    if (result == 0)
+        pthread_setname_np(*thread, name);
+    return result;
+}
+
 int vk_pager_start(vk_pager *pager)
 {
     int room = pager->peer_fd < 0 ? 0 : make_room(pager);
@@ -110,16 +122,11 @@ int vk_pager_start(vk_pager *pager)
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int result = pthread_create(&pager->server, NULL, vk_pager_serve, pager);
-    if (result == 0) {
-        pager->threads = 1;
-        pthread_setname_np(pager->server, "pager");
-        result = pthread_create(&pager->filler, NULL, vk_pager_fill, pager);
-    }
-    if (result == 0) {
-        pager->threads = 2;
-        pthread_setname_np(pager->filler, "pager-fill");
-    }
+    int result = begin(pager, &pager->server, &pager->has_server, vk_pager_serve, "pager");
+    if (result == 0 && pager->peer_fd >= 0)
+        result = begin(pager, &pager->asker, &pager->has_asker, vk_pager_answer, "pager-ask");
+    if (result == 0)
+        result = begin(pager, &pager->filler, &pager->has_filler, vk_pager_fill, "pager-fill");
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return -result;
 }
@@ -140,12 +147,14 @@ void vk_pager_give_up(vk_pager *pager)
 void vk_pager_free(vk_pager *pager)
 {
     atomic_store(&pager->is_stopping, true);
-    if (pager->threads > 1)
+    if (pager->has_filler)
         pthread_join(pager->filler, NULL);
-    if (pager->threads > 0) {
+    if (pager->has_server) {
         eventfd_write(pager->stop_fd, 1);
-        pthread_join(pager->server, NULL);
+        pthread_join(pager->server, NULL); /* it ends the asker */
     }
+    if (pager->has_asker)
+        pthread_join(pager->asker, NULL);
     if (pager->uffd >= 0)
         close(pager->uffd);
     if (pager->stop_fd >= 0)
@@ -156,6 +165,8 @@ void vk_pager_free(vk_pager *pager)
         munmap((void *)(uintptr_t)pager->file, pager->file_size);
     for (uint32_t i = 0; i < pager->count; i++)
         free(pager->regions[i].todo);
+    pthread_cond_destroy(&pager->wanted_changed);
     pthread_mutex_destroy(&pager->lock);
+    pthread_mutex_destroy(&pager->peer_lock);
     free(pager);
 }
