@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from vmm.testing.process import VmmProcess
 pytestmark = pytest.mark.guest
 
 GIB = 1 << 30
+CLOCK_S = 3.0
+"""The clock of the CMOS counts whole seconds, and a busy host lets time go by before it is set."""
 
 ENTER, DOWN = "\r", "\x1b[B"
 
@@ -66,10 +69,19 @@ async def test_guest_sees_the_machine_that_was_configured(
     async with booted(
         place, linux, minimal, "--platform", platform, "--cpus", "boot=2,topology=2:1:1:1"
     ) as guest:
+        await check_time(guest)
         await check_identity(guest)
         await check_topology(guest)
         await check_pci(guest)
         await check_acpi(guest, place)
+
+
+async def check_time(guest: Guest) -> None:
+    """The guest has set its clock at boot by the machine's, which is the host's."""
+    assert "setting system clock to" in await guest.run("dmesg | grep rtc_cmos")
+    before = time.time()
+    seen = int(await guest.run("date +%s"))
+    assert before - CLOCK_S < seen < time.time() + CLOCK_S
 
 
 async def check_identity(guest: Guest) -> None:

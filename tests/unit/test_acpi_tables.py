@@ -251,6 +251,8 @@ def test_dsdt_disassembled_names_what_the_guest_needs(tmp_path: Path) -> None:
         "Device (PC0A)",
         'Name (_HID, EisaId ("PNP0A08")',
         "Device (MBRD)",
+        "Device (RTC)",
+        'Name (_HID, EisaId ("PNP0B00")',
         "Device (COM1)",
         "Device (PWRB)",
         "Device (PHPR)",

@@ -19,6 +19,7 @@ from vmm.acpi.sdt import sdt
 
 _REVISION = 6
 _COM1_PORTS = (0x3F8, 8)
+_RTC_PORTS = (0x70, 2)
 _S5_SLEEP_TYPE = 5
 _BUTTON_PRESSED = 0x80
 
@@ -29,7 +30,7 @@ def dsdt(machine: Machine) -> bytes:
 
 
 def _objects(machine: Machine) -> Iterator[bytes]:
-    system_bus = [*map(root_bridge, machine.segments), motherboard(machine)]
+    system_bus = [*map(root_bridge, machine.segments), motherboard(machine), _clock()]
     if machine.has_serial:
         system_bus.append(_serial_port())
     if machine.has_fw_cfg:
@@ -61,6 +62,18 @@ def _serial_port() -> bytes:
         aml.name(
             "_CRS", res.resource_template(res.interrupt(COM1_IRQ), res.io_ports(*_COM1_PORTS))
         ),
+    )
+
+
+def _clock() -> bytes:
+    """Describe the CMOS clock: without an interrupt, as a guest that finds none itself assumes one.
+
+    It sets its time by it at boot. Until then Linux counts ticks, and loses those that come late.
+    """
+    return aml.device(
+        "RTC",
+        aml.name("_HID", aml.eisa_id("PNP0B00")),
+        aml.name("_CRS", res.resource_template(res.io_ports(*_RTC_PORTS))),
     )
 
 
