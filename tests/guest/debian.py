@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -20,6 +21,12 @@ SLOW_S = 240.0
 GATEWAY, ADDRESS = "192.0.2.1", "192.0.2.2"
 NETWORK = f"ip={ADDRESS}::{GATEWAY}:255.255.255.0:::off"
 """Words for the kernel: the first network card has this address from the boot on."""
+
+
+class Shell(Protocol):
+    """A guest, or just its console: commands can be run there."""
+
+    async def run(self, command: str, seconds: float = ...) -> str: ...
 
 
 def disk(path: Path, **options: object) -> str:
@@ -44,7 +51,7 @@ async def check_file_system(image: Path) -> None:
     assert b"needs_recovery" not in features
 
 
-async def check_multi_user(guest: Guest, image: Kernel) -> None:
+async def check_multi_user(guest: Shell, image: Kernel) -> None:
     """All of systemd's units came up, and the root is the disk."""
     state = await guest.run("systemctl is-system-running --wait; systemctl --failed --no-legend")
     assert state == "running\n"

@@ -20,6 +20,7 @@ import trio
 from tests.guest.conftest import BOOT_S, Guest, booted
 from tests.guest.debian import tool
 from tests.guest.moving import bridged, migrate
+from tests.guest.shell_load import disk_load, disk_rounds
 from tools.images.kernels import Kernel
 from vmm.config.requests import SendMigrationData, TimeoutStrategy
 from vmm.testing.console import GuestConsole
@@ -37,16 +38,6 @@ TAP, BRIDGE = "move0", "moves0"
 
 RAM, BALLOON = 320 * MIB, 48 * MIB
 NODES = "cd /sys/devices/system/node; cat node*/cpulist; ls -d node*/memory[0-9]*"
-
-# Blocks written past the page cache, at places that go round, and read back: what differs is kept.
-DISK_LOAD = (
-    "{ ( n=0; while [ ! -e /run/stop ]; do n=$((n+1)); at=$((n%16)); "
-    "head -c 1048576 /dev/urandom > /run/block; "
-    "dd if=/run/block of=/dev/vda bs=1M seek=$at oflag=direct 2>/dev/null; "
-    "dd if=/dev/vda of=/run/read bs=1M skip=$at count=1 iflag=direct 2>/dev/null; "
-    "cmp /run/block /run/read || echo $n >> /run/bad; echo $n > /run/rounds; "
-    "done; echo ended > /run/stopped ) < /dev/null > /dev/null 2>&1 & }"
-)
 
 
 @pytest.fixture
@@ -160,7 +151,7 @@ async def test_guest_moves_to_and_fro_with_its_disk_and_its_streams(
         nodes = await guest.run(NODES)
         await guest.vmm.put("vm.resize", {"desired_balloon": BALLOON})
         await until_ram_is(guest, RAM - BALLOON)
-        await guest.run(DISK_LOAD)
+        await guest.run(disk_load(1024))
         async with streaming(guest) as stream:
             for number, vmm in enumerate(others):
                 before = stream.sent
@@ -171,10 +162,7 @@ async def test_guest_moves_to_and_fro_with_its_disk_and_its_streams(
         at = await guest.console.wait_for("STREAM-END", SECONDS)
         assert stream.digest.hexdigest() in guest.console.text[:at]
 
-        done = int(await guest.run("cat /run/rounds"))
-        again = "touch /run/stop; until [ -e /run/stopped ]; do sleep 0.1; done; cat /run/rounds"
-        assert int(await guest.run(again, SECONDS)) >= done > 3
-        assert await guest.run("cat /run/bad 2>/dev/null; true") == ""
+        assert await disk_rounds(guest) > 3
 
         assert await guest.run(NODES) == nodes
         assert (await guest.vmm.info())["memory_actual_size"] == RAM - BALLOON
