@@ -10,6 +10,7 @@ from typing import Final
 
 import trio
 
+from tools.nested_host.cable import Plug
 from tools.nested_host.errors import NestedHostError
 from tools.nested_host.inside.frames import SESSION, Frame, Kind, encode
 from tools.nested_host.launch import restored
@@ -41,14 +42,16 @@ class NestedHost:
     @classmethod
     @asynccontextmanager
     async def restore(
-        cls, built: Machine, shares: Shares, run_dir: Path
+        cls, built: Machine, shares: Shares, run_dir: Path, plug: Plug | None = None
     ) -> AsyncIterator[NestedHost]:
         """Restore what `build` made, for the length of a block; logs and sockets are in `run_dir`.
+
+        With a `plug` it has a network card on that end of a cable.
 
         Raises: NestedHostError: it could not be started (host); NestedHostDied: it ended while
             the block used it. Cancel: every process is ended.
         """
-        async with restored(built, shares, run_dir) as launched:
+        async with restored(built, shares, run_dir, plug) as launched:
             yield cls(launched.session, shares)
             if launched.session.closed.is_set():
                 return

@@ -15,6 +15,7 @@ import trio
 
 from tools.images.cache import exclusive, make_tree
 from tools.nested_host import serial_log
+from tools.nested_host.cable import Plug
 from tools.nested_host.errors import NestedHostDied, NestedHostError
 from tools.nested_host.inside.frames import SESSION, Kind, encode_json
 from tools.nested_host.machine import Machine, machine
@@ -75,19 +76,28 @@ async def save_state(built: Machine, folder: Path) -> None:
 
 
 @asynccontextmanager
-async def restored(built: Machine, shares: Shares, run_dir: Path) -> AsyncIterator[Launched]:
+async def restored(
+    built: Machine, shares: Shares, run_dir: Path, plug: Plug | None = None
+) -> AsyncIterator[Launched]:
     """Restore the saved state, plug and mount the shares, for the length of a block."""
     async with AsyncExitStack() as stack:
         async with compiled_checkout(shares, run_dir):
             fs_socket = await stack.enter_async_context(virtiofsd(shares, run_dir))
             extra = ["-incoming", "defer", "-chardev", f"socket,id=shares,path={fs_socket}"]
-            launched = await stack.enter_async_context(launch(built, run_dir, extra))
+            pass_fds = []
+            if plug is not None:
+                extra += plug.arguments()
+                pass_fds.append(plug.socket.fileno())
+            launching = launch(built, run_dir, extra, pass_fds)
+            launched = await stack.enter_async_context(launching)
             with deadline(RESTORE_DEADLINE_S, "was not restored", run_dir):
                 await launched.monitor.restore(str(built.state_file))
                 await launched.monitor.execute(
                     "device_add", driver="vhost-user-fs-pci", chardev="shares", tag=TAG, bus="rp1",
                     id="shares",
                 )  # fmt: skip
+                if plug is not None:
+                    await launched.monitor.execute("device_add", **plug.device(), bus="rp2")
                 await launched.monitor.execute("cont")
         with deadline(RESTORE_DEADLINE_S, "did not mount its shares", run_dir):
             await launched.session.send(encode_json(SESSION, Kind.MOUNT, shares.mount_request()))
@@ -99,7 +109,9 @@ async def restored(built: Machine, shares: Shares, run_dir: Path) -> AsyncIterat
 
 
 @asynccontextmanager
-async def launch(built: Machine, run_dir: Path, extra: Sequence[str]) -> AsyncIterator[Launched]:
+async def launch(
+    built: Machine, run_dir: Path, extra: Sequence[str], pass_fds: Sequence[int] = ()
+) -> AsyncIterator[Launched]:
     """Start QEMU for the length of a block; its logs are in `run_dir`."""
     agent, their_agent = socket.socketpair()
     control, their_control = socket.socketpair()
@@ -111,7 +123,7 @@ async def launch(built: Machine, run_dir: Path, extra: Sequence[str]) -> AsyncIt
             [*command, *extra],
             log=run_dir / QEMU_LOG,
             package="qemu-system-x86",
-            pass_fds=[their_agent.fileno(), their_control.fileno()],
+            pass_fds=[their_agent.fileno(), their_control.fileno(), *pass_fds],
             environment=built.qemu.environment,
         )
         async with AsyncExitStack() as stack:

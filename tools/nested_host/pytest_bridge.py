@@ -168,10 +168,14 @@ def guest_items(session: pytest.Session) -> list[str]:
 
 def dealt(tests: list[str]) -> list[list[str]]:
     """Deal tests out, one by one, to as many nested hosts as there is room for; none is empty."""
-    available = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
-    room = int(available[1]) // HOST_KIB if available else 1
-    hosts = max(1, min(MOST_HOSTS, os.cpu_count() or 1, room, len(tests)))
+    hosts = max(1, min(MOST_HOSTS, room_for_hosts(), len(tests)))
     return [tests[number::hosts] for number in range(hosts)]
+
+
+def room_for_hosts() -> int:
+    """How many nested hosts this machine has processors and free memory for."""
+    available = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    return min(os.cpu_count() or 1, int(available[1]) // HOST_KIB if available else 1)
 
 
 def failure(item: pytest.Item, text: str) -> pytest.TestReport:

@@ -17,7 +17,7 @@ READ_SIZE = 65536
 class GuestConsole:
     """One client of a serial console in Socket mode; ``text`` is all the guest has printed."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._commands = 0
