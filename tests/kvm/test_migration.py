@@ -43,25 +43,6 @@ async def test_guest_moves_by_tcp_with_all_its_memory(place: Path, connections: 
         assert "vm:migration-receive-finished" in other.vmm.events()
 
 
-async def test_guest_moves_on_and_on(place: Path) -> None:
-    async with two_hosts(place) as (one, other):
-        await one.boot(place)
-        await one.rounds(3)
-        await move(one, other, f"unix:{place}/first")
-        await other.rounds(3)
-        for name in ("c", "d"):
-            async with host(place, name) as third:
-                await move(other, third, f"unix:{place}/{name}.sock")
-                await third.rounds(3)
-                other = third
-                if name == "d":
-                    continue
-                async with host(place, "e") as last:
-                    await move(third, last, f"unix:{place}/e.sock")
-                    await last.rounds(3)
-                    return
-
-
 async def test_paused_guest_moves_and_stays_paused(place: Path) -> None:
     async with two_hosts(place) as (one, other):
         await one.boot(place)
