@@ -76,7 +76,7 @@ def test_parse_items_of_fw_cfg_are_files_and_texts() -> None:
         ("items=[name=a]", "name=<name>,file=<path> or name=<name>,string=<text>"),
         ("items=[file=/a,string=b]", "name=<name>,file=<path>"),
         ("items=[name=a,file=/a:name=a,string=b]", "Identifier a is not unique"),
-        (f"items=[name={'a' * 56},string=b]", "the name has 56 bytes; give 1 to 55"),
+        (f"items=[name={'a' * 56},string=b]", "the name has 56 bytes and must have from 1 to 55"),
         ("items=[name=,string=b]", "the name has 0 bytes"),
     ],
 )
