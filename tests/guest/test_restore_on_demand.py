@@ -9,11 +9,13 @@ import pytest
 import trio
 
 from tests.guest.conftest import BOOT_S, Guest, machine, words
+from tests.guest.debian import vmm_pid
 from tests.guest.holding import threads
 from tests.guest.shell_load import disk_load, disk_rounds
 from tests.guest.test_memory import huge_pages  # noqa: F401  a fixture
 from tests.guest.test_snapshot import save, served, shell
 from tools.images.kernels import Kernel
+from vmm.testing.stall import Stalled
 
 pytestmark = pytest.mark.guest
 
@@ -42,20 +44,24 @@ async def rounds(guest: Guest) -> list[int]:
 
 
 async def until_busy(guest: Guest, before: list[int]) -> None:
-    """Wait until the guest has looked at both some more times."""
-    with trio.fail_after(SECONDS):
-        while True:
-            now = await rounds(guest)
-            if len(now) == 2 and all(b >= a + ROUNDS for a, b in zip(before, now, strict=True)):
-                return
+    """Wait until the guest has looked at both some more times. Raises: Stalled."""
+    now: list[int] = []
+    with trio.move_on_after(SECONDS):
+        while len(now) < 2 or any(b < a + ROUNDS for a, b in zip(before, now, strict=True)):
             await trio.sleep(0.2)  # Nothing tells of it.
+            now = await rounds(guest)
+        return
+    raise Stalled(f"The guest has looked {now} times, {before} before\n{guest.console.text}")
 
 
 async def until_filled(guest: Guest) -> None:
-    """Wait until the VMM has done with the threads that bring the pages."""
-    with trio.fail_after(SECONDS):
-        while any(name.startswith("pager") for name in threads(guest)):  # noqa: ASYNC110
+    """Wait until the VMM has done with the threads that bring the pages. Raises: Stalled."""
+    pid = vmm_pid(guest)
+    with trio.move_on_after(SECONDS):
+        while any(name.startswith("pager") for name in threads(pid)):  # noqa: ASYNC110
             await trio.sleep(0.1)  # Nothing tells of it.
+        return
+    raise Stalled(f"Pages are still read on demand\n{guest.vmm.transcript()}")
 
 
 @pytest.mark.usefixtures("huge_pages")
