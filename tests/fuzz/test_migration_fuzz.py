@@ -133,9 +133,9 @@ class Hostile:
 
     def _send_descriptors(self, count: int) -> None:
         fds = [os.memfd_create("fuzz", os.MFD_CLOEXEC) for _ in range(count)]
-        self._main.send(struct.pack("<H6xQ", Command.MEMORY_FD, 4))
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
+            self._main.send(struct.pack("<H6xQ", Command.MEMORY_FD, 4))
             self._main.sendmsg([bytes(4)], rights)
         finally:
             for fd in fds:

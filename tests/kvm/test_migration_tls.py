@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,13 @@ def children_of(pid: int) -> list[str]:
     return [child for file in files for child in file.read_text().split()]
 
 
+@pytest.fixture
+def started() -> Callable[[], list[str]]:
+    """Gives the children that this process has and did not have before the test."""
+    before = children_of(os.getpid())
+    return lambda: [child for child in children_of(os.getpid()) if child not in before]
+
+
 def has_ended(child: str) -> bool:
     """Whether a child waits for nothing any more but to be waited for."""
     return Path(f"/proc/{child}/stat").read_text().rpartition(") ")[2].startswith("Z")
@@ -156,7 +164,9 @@ async def keep_memory(port: int, folder: Path, source: FakeMemory) -> None:
     link.close()
 
 
-async def test_loop_that_touches_a_page_itself_gets_it_through_tls(ours: Path) -> None:
+async def test_loop_that_touches_a_page_itself_gets_it_through_tls(
+    ours: Path, started: Callable[[], list[str]]
+) -> None:
     source = FakeMemory((0, SIZE))
     source.write(0, random.Random(9).randbytes(SIZE))
     address = TcpAddress("127.0.0.1", free_port())
@@ -168,7 +178,7 @@ async def test_loop_that_touches_a_page_itself_gets_it_through_tls(ours: Path) -
             zone = Zone("ram", SIZE, thp=False)
             with GuestMemory.open([zone], [RamRange(0, SIZE)]) as memory:
                 fetch_on_demand(connection, memory)
-                assert len(children_of(os.getpid())) == 1
+                assert len(started()) == 1
                 # In the loop's thread, which waits in the kernel until the page has come.
                 assert touched(memory, SIZE - PAGE) == source.read(SIZE - PAGE, PAGE)
                 assert memory.pager is not None
@@ -176,7 +186,7 @@ async def test_loop_that_touches_a_page_itself_gets_it_through_tls(ours: Path) -
                 assert memory.pager.progress.state is PagerState.DONE
                 assert memory.read(0, SIZE) == source.read(0, SIZE)
                 memory.pager.close()
-    assert children_of(os.getpid()) == []
+    assert started() == []
 
 
 def touched(memory: GuestMemory, at: int) -> bytes:
@@ -190,24 +200,28 @@ def touched(memory: GuestMemory, at: int) -> bytes:
         os.close(fd)
 
 
-async def test_stranger_cannot_ask_for_memory_through_tls(ours: Path, foreign: Path) -> None:
+async def test_stranger_cannot_ask_for_memory_through_tls(
+    ours: Path, foreign: Path, started: Callable[[], list[str]]
+) -> None:
     address = TcpAddress("127.0.0.1", free_port())
     with trio.fail_after(SECONDS):
         async with listen(address, str(ours)) as listener, trio.open_nursery() as nursery:
             nursery.start_soon(present, address.port, foreign)
             with pytest.raises(PeerError, match="closed the connection"):
                 await accept_faults(listener)
-    assert children_of(os.getpid()) == []
+    assert started() == []
 
 
-async def test_process_for_tls_ends_with_the_vmm_that_started_it(ours: Path) -> None:
+async def test_process_for_tls_ends_with_the_vmm_that_started_it(
+    ours: Path, started: Callable[[], list[str]]
+) -> None:
     address = TcpAddress("127.0.0.1", free_port())
     with trio.fail_after(SECONDS):
         async with listen(address, str(ours)) as listener, trio.open_nursery() as nursery:
             keep = partial(keep_memory, address.port, ours, FakeMemory((0, SIZE)))
             nursery.start_soon(keep)
             with await accept_faults(listener) as connection:
-                [child] = children_of(os.getpid())
+                [child] = started()
                 os.close(connection.fd)  # As when the VMM is killed.
                 connection.fd = -1
                 while not has_ended(child):  # noqa: ASYNC110  nobody else tells

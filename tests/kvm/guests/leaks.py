@@ -11,8 +11,9 @@ MIB = 1 << 20
 SLACK_BYTES = 32 * MIB
 """How much the interpreter's own memory may grow; the guests here have more."""
 
-WORKER = "Trio thread"
-"""trio's idle worker threads end by themselves; they are made for imports, not for VMs."""
+WORKERS = ("Trio thread", "iou-wrk")
+"""These end by themselves: trio's idle worker threads, which are made for imports, not for VMs, and
+the kernel's of an io_uring that is closed."""
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)")
 _OF_A_VM = ("kvm", "memfd:", "ram-")
@@ -46,7 +47,7 @@ def _threads() -> tuple[str, ...]:
     found = []
     for entry in Path("/proc/self/task").iterdir():
         name = (entry / "comm").read_text().strip()
-        if not name.startswith(WORKER):
+        if not name.startswith(WORKERS):
             found.append(f"{entry.name} {name}")
     return tuple(sorted(found))
 
