@@ -1,6 +1,7 @@
 """A stock guest moves fifty times in a row, each time to a VMM that was started for it.
 
-Too long for every run of the tests: ``python -m pytest tests/guest/fifty_moves.py``.
+Four minutes in a nested host are too long for every run of the tests: it is run by its name,
+``python -m pytest tests/guest/fifty_moves.py``.
 """
 
 from __future__ import annotations
