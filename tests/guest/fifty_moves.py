@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +17,10 @@ import trio
 from tests.guest.conftest import BOOT_S, Guest, booted
 from tests.guest.debian import ADDRESS, GATEWAY, disk, vmm_pid
 from tests.guest.echoes import PORT, Echoes
-from tests.guest.holding import descriptors, threads
 from tests.guest.moving import migrate
 from tests.guest.shell_load import disk_load, disk_rounds
 from tests.guest.two_networks import HOSTS, TAP, two_networks
+from tests.holding import held, until_held
 from tools.images.kernels import Kernel
 from vmm.config.requests import SendMigrationData, TimeoutStrategy
 from vmm.testing.console import GuestConsole
@@ -38,9 +36,6 @@ BLOCKS = 2
 DISK_MIB = 4
 MAC = "02:00:00:00:02:03"
 MIGRATION_PORT = 7100
-PATIENCE_S = 60.0
-WORKER = "Trio thread"
-"""trio's idle worker threads end by themselves."""
 
 Supplied = trio.MemorySendChannel[VmmProcess]
 
@@ -68,22 +63,6 @@ async def supply(
         for number in range(MOVES):
             network = networks[(number + 1) % 2]
             await send.send(await nursery.start(live, place / f"vmm{number}", network))
-
-
-def held(pid: int) -> Counter[str]:
-    """What a VMM holds, without the numbers and folders of its own."""
-    names = [name for name in threads(pid) if not name.startswith(WORKER)]
-    names += [name.rsplit("/", 1)[-1] for name in descriptors(pid)]
-    return Counter(re.sub(r"\d+", "N", name) for name in names)
-
-
-async def until_held(pid: int, usual: Counter[str]) -> None:
-    """Wait until a VMM holds no more than the one did that the guest was booted in."""
-    with trio.move_on_after(PATIENCE_S):
-        while held(pid) - usual:  # noqa: ASYNC110  the last connections end by themselves
-            await trio.sleep(0.05)
-        return
-    raise AssertionError(f"It holds {held(pid) - usual} more than the VMM without a move")
 
 
 async def move(guest: Guest, vmm: VmmProcess, number: int, serial: Path) -> None:

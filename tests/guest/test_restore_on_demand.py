@@ -10,10 +10,10 @@ import trio
 
 from tests.guest.conftest import BOOT_S, Guest, machine, words
 from tests.guest.debian import vmm_pid
-from tests.guest.holding import threads
 from tests.guest.shell_load import disk_load, disk_rounds
 from tests.guest.test_memory import huge_pages  # noqa: F401  a fixture
 from tests.guest.test_snapshot import save, served, shell
+from tests.holding import threads
 from tools.images.kernels import Kernel
 from vmm.testing.stall import Stalled
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.holding import held, until_held
 from tests.kvm.guests.meddling import free_port
-from tests.kvm.guests.moving import Host, host, move
+from tests.kvm.guests.moving import host, move
 from tests.kvm.guests.processes import SECONDS, short_folder
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
@@ -20,24 +19,6 @@ place = short_folder
 
 MOVES = 50
 CONNECTIONS = (1, 4)
-WORKER = "Trio thread"
-"""trio's idle worker threads end by themselves."""
-
-
-def held(one: Host) -> Counter[str]:
-    """What a VMM holds, without the numbers and folders of its own."""
-    names = [name.rsplit("/", 1)[-1] for name in one.vmm.open_descriptors()]
-    names += [name for name in one.vmm.threads() if not name.startswith(WORKER)]
-    return Counter(re.sub(r"\d+", "N", name) for name in names)
-
-
-async def until_held(one: Host, usual: Counter[str]) -> None:
-    """Wait until a VMM holds no more than usual."""
-    with trio.move_on_after(SECONDS):
-        while held(one) - usual:  # noqa: ASYNC110  the last connections end by themselves
-            await trio.sleep(0.02)
-        return
-    raise AssertionError(f"It holds {held(one) - usual} more than the VMM without a move")
 
 
 async def test_guest_moves_fifty_times_and_leaves_nothing_behind(place: Path) -> None:
@@ -45,7 +26,7 @@ async def test_guest_moves_fifty_times_and_leaves_nothing_behind(place: Path) ->
         one = await stack.enter_async_context(host(place, "m0"))
         await one.boot(place)
         await one.rounds(2)
-        usual = held(one)
+        usual = held(one.vmm.process.pid)
         for number in range(MOVES):
             other = await stack.enter_async_context(host(place, f"m{number + 1}"))
             if number % 3:
@@ -54,7 +35,7 @@ async def test_guest_moves_fifty_times_and_leaves_nothing_behind(place: Path) ->
             else:
                 await move(one, other, f"unix:{place}/{number}.sock")
             await other.rounds(2)
-            await until_held(other, usual)
+            await until_held(other.vmm.process.pid, usual)
             with trio.fail_after(SECONDS):
                 assert await one.vmm.process.wait() == 0
             one = other

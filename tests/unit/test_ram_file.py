@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from vmm.boot.layout import RamRange
 from vmm.errors import HostError
 from vmm.kvm_cffi.memory import address_of
 from vmm.kvm_cffi.ram_file import read_ram, write_ram
+from vmm.machine.memory import GuestMemory
+from vmm.machine.zones import Zone
 from vmm.page import PAGE
+from vmm.snapshot.memory_file import write_memory
 
 PAGES = 3000
 """More than pieces on their way can hold, and no multiple of anything."""
@@ -122,3 +126,14 @@ def test_ram_is_read_back_from_where_it_was_written(
             assert back[:] == ram[:]
     finally:
         os.close(source)
+
+
+async def test_ram_of_a_snapshot_goes_past_the_page_cache(fd: int, tmp_path: Path) -> None:
+    write_directly(fd)
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    size = PAGES // 2 * PAGE
+    with GuestMemory.open([Zone("ram", size, thp=False)], [RamRange(0, size)]) as memory:
+        memory.write(PAGE, b"here")
+        assert await write_memory(fd, str(tmp_path / "ram"), memory) == PAGE
+    assert is_direct(fd)
+    assert (tmp_path / "ram").read_bytes().strip(b"\0") == b"here"

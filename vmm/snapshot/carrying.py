@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 STEP: Final = 16 << 20
 """Bytes that one turn in a worker thread carries; what is cancelled ends after one."""
-WRITERS: Final = 1
-"""Steps at a time: the file's own lock lets no two write."""
+WRITERS: Final = 2
+"""Steps at a time: one looks for zeros, or ends, while the other keeps the disk at work."""
 READERS: Final = 2
 """One copies while the other waits for pages or the disk."""
 TOLD_EVERY: Final = 4

@@ -6,8 +6,10 @@ content.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -59,6 +61,7 @@ async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
     steps = (step for part in parts for step in _stored(part))
     try:
         os.truncate(fd, total)
+        _write_directly(fd)
         with open_pagemap() as pagemap_fd:
             work = Work("write of a snapshot", path, total, steps)
             written = await write_steps(fd, work, pagemap_fd)
@@ -66,6 +69,15 @@ async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
     except OSError as error:
         raise HostError.from_os_error("write of a snapshot", error, path=path) from error
     return written
+
+
+def _write_directly(fd: int) -> None:
+    """Keep what is written out of the page cache, which others need and which costs a copy.
+
+    Where the file system has no such writing it goes through the cache: nothing is lost then.
+    """
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
 
 
 def open_memory(folder: str, name: str, memory: GuestMemory) -> int:

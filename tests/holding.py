@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import trio
+
+WORKER = "Trio thread"
+"""trio's idle worker threads end by themselves."""
+PATIENCE_S = 60.0
 
 
 def threads(pid: int) -> list[str]:
@@ -21,6 +29,22 @@ def descriptors(pid: int) -> list[str]:
         with suppress(FileNotFoundError):  # Closed meanwhile.
             found.append(os.readlink(entry))
     return sorted(found)
+
+
+def held(pid: int) -> Counter[str]:
+    """What a VMM holds, without the numbers and folders of its own."""
+    names = [name for name in threads(pid) if not name.startswith(WORKER)]
+    names += [name.rsplit("/", 1)[-1] for name in descriptors(pid)]
+    return Counter(re.sub(r"\d+", "N", name) for name in names)
+
+
+async def until_held(pid: int, usual: Counter[str]) -> None:
+    """Wait until a VMM holds no more than the one did that the guest was booted in."""
+    with trio.move_on_after(PATIENCE_S):
+        while held(pid) - usual:  # noqa: ASYNC110  the last connections end by themselves
+            await trio.sleep(0.05)
+        return
+    raise AssertionError(f"It holds {held(pid) - usual} more than the VMM without a move")
 
 
 def _entries(pid: int, folder: str) -> Iterator[Path]:
