@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -339,3 +341,24 @@ async def test_ram_that_kvm_refuses_leaves_nothing_behind(board: Board) -> None:
     assert (board.memory.size, board.notified) == (MIB, 0)
     await board.hotplug.grow(BLOCK)
     assert board.memory.size == MIB + BLOCK
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "memfd"])
+def test_ram_that_is_taken_back_is_the_hosts_again(board: Board, shared: bool) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    kind = Zone("more", 4 * MIB, shared=shared, prefault=True, thp=False)
+    region = board.memory.add(kind, BASE, 2)
+    list(board.memory.populate(region))
+    assert is_mapped(region.hva)
+
+    board.memory.remove(region)
+
+    assert not is_mapped(region.hva)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def is_mapped(address: int) -> bool:
+    """Whether there is memory of this process at an address."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ranges = (line.split()[0].split("-") for line in lines)
+    return any(int(start, 16) <= address < int(end, 16) for start, end in ranges)

@@ -71,6 +71,8 @@ class GuestMemory:
 
     def __init__(self, regions: Sequence[Region], mappings: contextlib.ExitStack) -> None:
         self._mappings = mappings
+        self._added: dict[int, contextlib.ExitStack] = {}
+        """Of regions that came later, by slot, what each holds."""
         self.wrote: Callable[[int, int], None] = _nobody_asks
         """Called with host address and size of what was written or discarded by these methods."""
         self.pager: Pager | None = None
@@ -145,7 +147,9 @@ class GuestMemory:
         Raises: ConfigError (caller: its size), HostError.
         """
         [piece] = lay_out([zone], [RamRange(gpa, zone.size)])
-        region = _open_region(self._mappings, slot, piece, fd)
+        with contextlib.ExitStack() as held:
+            region = _open_region(held, slot, piece, fd)
+            self._added[slot] = self._mappings.enter_context(held.pop_all())
         self._set([*self.regions, region])
         return region
 
@@ -159,8 +163,9 @@ class GuestMemory:
         self._mappings.enter_context(resource)
 
     def remove(self, region: Region) -> None:
-        """Forget a region that nobody has seen yet; its mapping goes with the rest."""
+        """Unmap a region that was added and that nobody has seen yet."""
         self._set([each for each in self.regions if each.slot != region.slot])
+        self._added.pop(region.slot).close()
 
     def populate(self, *regions: Region, unasked: bool = False) -> Iterator[None]:
         """Touch the pages of the zones that ask for it, a step at a time; of all or some regions.
