@@ -199,6 +199,19 @@ async def test_pause_waits_until_the_thread_stands() -> None:
         assert bench.thread.answers == [0x34]
 
 
+async def test_two_that_pause_at_once_both_hear_that_the_thread_stands() -> None:
+    async with running() as bench, trio.open_nursery() as nursery:
+        nursery.start_soon(bench.task.pause)
+        nursery.start_soon(bench.task.pause)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 2
+
+        await bench.meet(access(ExitKind.PIO, PORT, 1), ThreadState.PAUSED)
+
+        assert not nursery.child_tasks
+        nursery.cancel_scope.cancel()
+
+
 async def test_pause_of_a_thread_that_stands_already_returns() -> None:
     async with running() as bench:
         await bench.meet(event(ExitKind.SHUTDOWN), ThreadState.PAUSED)

@@ -82,8 +82,12 @@ class VcpuTask:
                 self._paused.set()  # Whoever waits for it to stand has what it wanted.
 
     async def pause(self) -> None:
-        """Stop the thread between two instructions and wait until it stands, or has ended."""
-        self._paused = trio.Event()
+        """Stop the thread between two instructions and wait until it stands, or has ended.
+
+        Several may wait at once: a debugger and the API each stop a machine.
+        """
+        if self._paused.is_set():
+            self._paused = trio.Event()
         self._thread.request_pause()
         # A thread that stands already, after a lifecycle exit or because it was resumed only a
         # moment ago, stays as it is and announces nothing.
