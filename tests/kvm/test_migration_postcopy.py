@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,12 @@ async def send(one: Host, meddler: FaultMeddler, said: list[str]) -> None:
         await one.send(f"tcp:127.0.0.1:{meddler.port}", memory_mode="Postcopy")
     except ApiError as error:
         said.append(str(error))
+
+
+async def refused_cancel(one: Host) -> None:
+    """Ask for the VM back when it is too late."""
+    with pytest.raises(ApiError, match="too late"):
+        await one.client.migration_cancel()
 
 
 async def check_nothing_is_there(host: Host) -> None:
@@ -173,3 +180,26 @@ async def test_vm_can_be_deleted_while_its_memory_follows_but_not_sent_back(plac
         await check_nothing_is_there(other)
         with trio.fail_after(SECONDS):
             assert await one.vmm.process.wait() == 0
+
+
+async def test_cancel_while_the_vm_is_given_away_keeps_no_memory_from_it(place: Path) -> None:
+    target = free_port()
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, checks_memory(CONTENT >> 12))
+        await one.rounds(2)
+        meddler = FaultMeddler(target, FaultDeed.KEEP_TAKING, sys.maxsize)
+        with trio.fail_after(SECONDS):
+            async with trio.open_nursery() as nursery:
+                url = f"tcp:127.0.0.1:{target}"
+                await nursery.start(partial(other.receive, url, memory_mode="Postcopy"))
+                await nursery.start(meddler.run)
+                async with trio.open_nursery() as asking:
+                    asking.start_soon(send, one, meddler, [])
+                    await meddler.reached.wait()
+                    asking.start_soon(refused_cancel, one)
+                    await trio.sleep(0.2)  # Nobody tells that the request is there.
+                    meddler.may_spoil.set()
+                assert await one.vmm.process.wait() == 0
+
+        assert (await other.client.migration()).phase is MigrationPhase.COMPLETED
+        await other.rounds(2)

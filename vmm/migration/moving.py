@@ -46,8 +46,8 @@ class Moving:
         return self.progress.describe()
 
     async def cancel(self) -> None:
-        """Stop it, unless the VM has changed sides already, and wait for its end."""
-        if not self.progress.is_decided:
+        """Stop it, unless the VM is changing sides or has, and wait for its end."""
+        if self.progress.may_stop:
             self._scope.cancel()
         await self.until_over()
 

@@ -57,6 +57,11 @@ class Progress:
         return self.fate is Fate.GONE or self.has_arrived
 
     @property
+    def may_stop(self) -> bool:
+        """Whether it may be stopped; whoever gives a VM away, or has, goes through with it."""
+        return self.fate is Fate.HERE and not self.has_arrived
+
+    @property
     def elapsed_s(self) -> float:
         """How long it has taken so far."""
         return (self._clock() if self._ended is None else self._ended) - self._began

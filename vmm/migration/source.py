@@ -323,6 +323,9 @@ class Departure(NamedTuple):
     async def _commit(self, link: Link, request: Request) -> None:
         """Give the VM away: the point of no return. Raises: RefusedError, LostError."""
         await trio.lowlevel.checkpoint()
+        # Whoever stops the migration from here on waits for what becomes of this: memory that
+        # follows must be served if the VM is taken.
+        self.progress.fate = Fate.UNKNOWN
         # Bounded by the link's patience, twice.
         with trio.CancelScope(shield=True):
             try:
@@ -330,8 +333,8 @@ class Departure(NamedTuple):
             except PeerError:
                 # A request that did not go whole is none, and nothing may come to make it whole.
                 link.close()
+                self.progress.fate = Fate.HERE
                 raise
-            self.progress.fate = Fate.UNKNOWN
             try:
                 await link.expect_ok(request)
             except RefusedError:

@@ -9,12 +9,13 @@ from enum import Enum
 
 import trio
 
-from vmm.migration.protocol import HEADER_BYTES, Command, Request
+from vmm.migration.protocol import HEADER_BYTES, Command, Request, Response, Status
 
 SLOW_S = 0.1
 """What a slow line adds to each message."""
 
 GIVING = Request(Command.COMPLETE).encode()
+TAKING = Response(Status.OK).encode()
 
 _ENTRY = struct.Struct("<QQ")
 
@@ -116,6 +117,7 @@ class FaultDeed(Enum):
     CUT = "cut"
     CUT_BEFORE_GIVING = "cut when the VM was to be given away, which is kept"
     MISLEAD = "asks for what is no page"
+    KEEP_TAKING = "the word that the VM was taken is kept for a while; all memory may go"
 
 
 class FaultMeddler:
@@ -129,6 +131,7 @@ class FaultMeddler:
         self.reached = trio.Event()
         """Set when it stalls."""
         self.may_spoil = trio.Event()
+        self._is_given = False
         self.port = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -165,6 +168,10 @@ class FaultMeddler:
                 if self._deed is FaultDeed.CUT_BEFORE_GIVING and data == GIVING:
                     self.may_spoil.set()
                     await trio.sleep_forever()
+                if self._deed is FaultDeed.KEEP_TAKING and self._is_given and data == TAKING:
+                    self.reached.set()
+                    await self.may_spoil.wait()
+                self._is_given |= data == GIVING
                 await to.send_all(data)
         nursery.cancel_scope.cancel()
 
