@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.kvm.guests import programs
 from tests.kvm.guests.meddling import Deed, Meddler, free_port
 from tests.kvm.guests.moving import checks_memory, host, move, two_hosts
 from tests.kvm.guests.processes import SECONDS, short_folder
@@ -23,6 +24,27 @@ place = short_folder
 BUSY_PAGES = 8192
 """A slow line takes a tenth of a second and more for them, in which the guest writes all anew."""
 BUSY_DOWNTIME_MS = 20
+CLEARED = 0x80_0000
+CLEARED_PAGES = 64
+CLEARS_MEMORY = f"""
+        mov ${CLEARED}, %edi
+        mov ${CLEARED_PAGES}, %ecx
+    1:  movl $0, (%edi)
+        add $4096, %edi
+        loop 1b
+    2:  mov ${CLEARED}, %edi
+        mov ${CLEARED_PAGES}, %ecx
+    3:  cmpl $0, (%edi)
+        jne 8f
+        add $4096, %edi
+        loop 3b
+        mov $'.', %al
+        out %al, ${programs.DEBUG_PORT}
+        jmp 2b
+    8:  mov $'!', %al
+        out %al, ${programs.DEBUG_PORT}
+        jmp 8b
+"""
 PASSES_S = 3
 """Time for more passes than three, also on a host that others keep busy."""
 
@@ -94,6 +116,18 @@ async def test_local_move_takes_nodes_and_a_balloon_along(place: Path) -> None:
         await other.rounds(3)
         await other.client.resize(desired_balloon=1 << 20)
         assert (await other.client.info()).config.balloon == BalloonConfig(size=1 << 20)
+
+
+async def test_what_a_guest_has_cleared_of_a_file_is_clear_where_it_goes(place: Path) -> None:
+    (place / "ram").write_bytes(bytes(CLEARED) + (b"\xff" * 4 + bytes(4092)) * CLEARED_PAGES)
+    zone = {"id": "copy", "size": 64 << 20, "file": str(place / "ram")}
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, CLEARS_MEMORY, memory={"size": 0, "zones": [zone]})
+        await one.rounds(3)
+
+        await move(one, other, f"unix:{place}/m")
+
+        await other.rounds(3)
 
 
 async def test_requests_are_answered_while_a_vmm_waits_for_a_vm(place: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 from vmm.boot.layout import RamRange
-from vmm.errors import PeerError
+from vmm.errors import ConfigError, PeerError
 from vmm.kvm_cffi.pager import FaultServer, PagerState
 from vmm.machine.memory import GuestMemory
 from vmm.machine.zones import Zone
@@ -53,8 +54,8 @@ def filled() -> FakeMemory:
 
 
 @contextmanager
-def fetching(far: socket.socket) -> Iterator[GuestMemory]:
-    with GuestMemory.open([ZONE], [RamRange(GPA, SIZE)]) as memory:
+def fetching(far: socket.socket, zone: Zone = ZONE) -> Iterator[GuestMemory]:
+    with GuestMemory.open([zone], [RamRange(GPA, SIZE)]) as memory:
         fetch_on_demand(FaultConnection(far.detach()), memory)
         yield memory
 
@@ -96,6 +97,17 @@ async def test_ram_is_what_it_was_when_touched_and_when_all_has_come(kind: type[
                 assert memory.pager is not None
                 memory.pager.close()
     assert sum(pages) == SIZE // PAGE
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_ram_in_a_file_that_holds_something_already_is_refused(shared: bool) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file, joined() as (_, far):
+        file.write(b"old" * PAGE)
+        file.flush()
+        zone = ZONE._replace(file=file.name, shared=shared)
+
+        with pytest.raises(ConfigError, match="memory_mode Precopy"), fetching(far, zone):
+            pass
 
 
 async def test_loss_of_the_source_is_told() -> None:

@@ -33,6 +33,13 @@ def open_pagemap() -> Iterator[int]:
         os.close(fd)
 
 
+def has_named_file(region: Region) -> bool:
+    """Whether it is mapped from a file that others can open, and that outlives the VM."""
+    return (
+        region.zone.file is not None and region.fd is not None and os.fstat(region.fd).st_nlink > 0
+    )
+
+
 def held_in(region: Region, start: int, size: int) -> list[tuple[int, int]]:
     """The parts of a piece of a region that may hold anything: where in the region, and how much.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm.machine.content import held_in
+from vmm.machine.content import has_named_file, held_in
 from vmm.migration.protocol import MOST_CHUNK_BYTES, MOST_RANGES
 from vmm.page import PAGE
 
@@ -28,11 +28,14 @@ class Window:
         self.count = min(CHUNK_PAGES, pages.pages - start)
 
     def table(self) -> RangeTable | None:
-        """The pages that hold anything but zeros, None when none does. To be called in a thread.
+        """The pages that the other side may not have yet, None when it has all. For a thread.
 
+        RAM begins there with zeros, unless a file has a name: then it is what that has there.
         Raises: OSError.
         """
         region, pages, start, count = self._region, self._pages, self._start, self.count
+        if has_named_file(region):
+            return pages.ranges(start, count, MOST_RANGES, start + count)[0]
         if region.fd is None:
             pages.drop_untouched(region.hva, start, count, self._pagemap_fd)
         elif region.zone.is_file:
@@ -54,7 +57,7 @@ class Window:
 def windows(
     regions: Sequence[Region], sets: Sequence[PageSet], pagemap_fd: int
 ) -> Iterator[Window]:
-    """All RAM, for the first pass: the other side's is zero, so zeros need not be sent."""
+    """All RAM, for the first pass."""
     for region, pages in zip(regions, sets, strict=True):
         for start in range(0, pages.pages, CHUNK_PAGES):
             yield Window(region, pages, start, pagemap_fd)

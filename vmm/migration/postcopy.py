@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from vmm.errors import PeerError
+from vmm.errors import ConfigError, PeerError
 from vmm.kvm_cffi import RangeTable
 from vmm.kvm_cffi.closing import Closing
 from vmm.kvm_cffi.pager import FaultServer, Pager
+from vmm.machine.content import has_named_file
 from vmm.migration.link import Link, LostConnectionError
 from vmm.migration.protocol import (
     HEADER_BYTES,
@@ -116,9 +117,19 @@ class RemotePager(Pager):
 
 
 def fetch_on_demand(connection: FaultConnection, memory: GuestMemory) -> None:
-    """Begin to fetch RAM; ``memory`` has the pager until all of it is there. Raises: HostError."""
+    """Begin to fetch RAM; ``memory`` has the pager until all of it is there.
+
+    Raises: ConfigError for what a file has already (caller), HostError.
+    """
     pager = RemotePager(connection)
     memory.hold(pager)
+    for region in memory.regions:
+        if has_named_file(region):
+            # The kernel asks for no page that the file has, and nobody knows whose that is.
+            raise ConfigError(
+                f"Memory zone {region.zone.id!r} is the file {region.zone.file}, whose content "
+                "cannot follow the VM; move it with memory_mode Precopy"
+            )
     numbers = {
         region.slot: pager.add(region.hva, region.size, region.zone.page_size, region.gpa)
         for region in memory.regions

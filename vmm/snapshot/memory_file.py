@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from vmm.errors import ConfigError, HostError
-from vmm.machine.content import data_of, held_in, open_pagemap
+from vmm.machine.content import data_of, has_named_file, held_in, open_pagemap
 from vmm.snapshot.carrying import Step, Work, read_steps, steps_of, write_steps
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ def size_of(parts: Sequence[Part]) -> int:
 
 def is_kept_elsewhere(region: Region) -> bool:
     """Whether what is written to a region goes to a file that has a name."""
-    zone = region.zone
-    if zone.file is None or not zone.shared or region.fd is None:
-        return False
-    return os.fstat(region.fd).st_nlink > 0
+    return region.zone.shared and has_named_file(region)
 
 
 async def write_memory(fd: int, path: str, memory: GuestMemory) -> int:
