@@ -143,3 +143,25 @@ async def test_vm_whose_arrival_is_not_heard_of_runs_there_alone(place: Path, de
         await other.rounds(3)
         assert (await one.client.info()).state is VmState.PAUSED
         assert (await other.client.info()).state is VmState.RUNNING
+
+
+@pytest.mark.parametrize("words", [b"", b"G", b"GET / HTTP/1.1\r\n\r\n"])
+async def test_stranger_who_connects_beside_the_source_changes_nothing(
+    place: Path, words: bytes
+) -> None:
+    target = free_port()
+    async with two_hosts(place) as (one, other), trio.open_nursery() as nursery:
+        await one.boot(place, FAR + CHECKS_MEMORY, memory=WIDE)
+        await one.rounds(2)
+        slow = Meddler(target, Command.MEMORY, Deed.SLOW)
+        await nursery.start(other.receive, f"tcp:127.0.0.1:{target}")
+        await nursery.start(slow.run)
+        nursery.start_soon(one.send, f"tcp:127.0.0.1:{slow.port}")
+        with trio.fail_after(SECONDS):
+            while (await other.client.migration()).phase is not MigrationPhase.MEMORY:
+                await trio.sleep(0.005)  # Nobody tells.
+            stranger = await trio.open_tcp_stream("127.0.0.1", target)
+            async with stranger:
+                await stranger.send_all(words)
+
+        await other.rounds(3)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -19,8 +20,16 @@ from vmm.errors import ConfigError, PeerError
 from vmm.kvm_cffi.pager import FaultServer, PagerState
 from vmm.machine.memory import GuestMemory
 from vmm.machine.zones import Zone
+from vmm.migration.address import UnixAddress
+from vmm.migration.destination import listen
 from vmm.migration.link import Link
-from vmm.migration.postcopy import FaultConnection, fetch_on_demand, serve_faults
+from vmm.migration.postcopy import (
+    FaultConnection,
+    accept_faults,
+    fetch_on_demand,
+    serve_faults,
+)
+from vmm.migration.protocol import Role, encode_role
 from vmm.testing.memory import FakeMemory
 
 PAGE = 4096
@@ -347,3 +356,22 @@ async def test_destination_that_goes_before_it_has_its_answers_wants_no_more(
             with trio.fail_after(20):
                 await trio.lowlevel.wait_readable(far)
             far.close()
+
+
+@pytest.mark.parametrize("words", [b"", b"\1", b"GET / HTTP/1.1"])
+async def test_stranger_who_connects_first_is_let_go(tmp_path: Path, words: bytes) -> None:
+    async with listen(UnixAddress(f"{tmp_path}/m")) as listener, trio.open_nursery() as nursery:
+        accepted: list[FaultConnection] = []
+
+        async def accept() -> None:
+            accepted.append(await accept_faults(listener))
+
+        nursery.start_soon(accept)
+        async with await trio.open_unix_socket(f"{tmp_path}/m") as stranger:
+            await stranger.send_all(words)
+        async with await trio.open_unix_socket(f"{tmp_path}/m") as source:
+            await source.send_all(encode_role(Role.FAULT))
+            with trio.fail_after(20):
+                while not accepted:
+                    await trio.lowlevel.checkpoint()
+            accepted[0].close()

@@ -8,6 +8,7 @@ Spec: Cloud Hypervisor migration, sections 4.3 to 4.5.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from vmm.machine.saved import SavedMemory
     from vmm.migration.address import Address
     from vmm.migration.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 REFUSAL_S = 1.0
 MOST_REGIONS = 512
@@ -272,8 +275,14 @@ class Arrival(Closing):
     async def _serve_beside(self, sock: trio.socket.SocketType, memory: GuestMemoryMap) -> None:
         """Take memory from a connection beside the first until that is closed."""
         with sock:
-            link = await self._listener.linked(sock, ROLE_PATIENCE_S)
-            if decode_role(await link.receive(ROLE_BYTES)) is Role.FAULT:
+            try:
+                link = await self._listener.linked(sock, ROLE_PATIENCE_S)
+                role = decode_role(await link.receive(ROLE_BYTES))
+            except PeerError as error:
+                # Anybody may come to a port; the source finds out if it was one of its own.
+                logger.warning("A connection beside the first is left out: %s", error)
+                return
+            if role is Role.FAULT:
                 raise PeerError(
                     "A connection came to ask for memory, which nobody awaits; give "
                     "memory_mode=Postcopy at both sides"

@@ -9,6 +9,7 @@ Spec: Cloud Hypervisor migration, section Postcopy.
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from vmm.kvm_cffi import GuestMemoryMap
     from vmm.machine.memory import GuestMemory
     from vmm.migration.destination import Listener
+
+logger = logging.getLogger(__name__)
 
 FAULT_CONNECTION_S = 30.0
 """How long the connection for faults may take to come once the state is there."""
@@ -76,7 +79,18 @@ class FaultConnection(Closing):
 
 
 async def accept_faults(listener: Listener) -> FaultConnection:
-    """Wait for the one connection beside the first. Raises: PeerError when it is another's."""
+    """Wait for the one connection beside the first, and let go who has no business here.
+
+    Raises: PeerError when the source means something else.
+    """
+    while True:
+        try:
+            return await _accepted(listener)
+        except _StrangerError as error:
+            logger.warning("A connection beside the first is left out: %s", error)
+
+
+async def _accepted(listener: Listener) -> FaultConnection:
     with ExitStack() as stack:
         sock = stack.enter_context(await listener.accept())
         terminator = None
@@ -87,7 +101,10 @@ async def accept_faults(listener: Listener) -> FaultConnection:
             terminator = stack.enter_context(opened)
             sock.close()
             sock = stack.enter_context(opened.sock)
-        role = decode_role(await Link(sock, ROLE_PATIENCE_S).receive(ROLE_BYTES))
+        try:
+            role = decode_role(await Link(sock, ROLE_PATIENCE_S).receive(ROLE_BYTES))
+        except PeerError as error:
+            raise _StrangerError(str(error)) from error
         if role is not Role.FAULT:
             raise PeerError(
                 "The source sends its memory over several connections, and here it is to follow "
@@ -96,6 +113,10 @@ async def accept_faults(listener: Listener) -> FaultConnection:
         connection = FaultConnection(sock.detach(), terminator)
         stack.pop_all()
         return connection
+
+
+class _StrangerError(PeerError):
+    """Somebody has connected and not said what for."""
 
 
 class RemotePager(Pager):
