@@ -158,8 +158,7 @@ async def test_stranger_who_connects_beside_the_source_changes_nothing(
         await nursery.start(slow.run)
         nursery.start_soon(one.send, f"tcp:127.0.0.1:{slow.port}")
         with trio.fail_after(SECONDS):
-            while (await other.client.migration()).phase is not MigrationPhase.MEMORY:
-                await trio.sleep(0.005)  # Nobody tells.
+            await other.until_memory_comes()
             stranger = await trio.open_tcp_stream("127.0.0.1", target)
             async with stranger:
                 await stranger.send_all(words)

@@ -14,6 +14,7 @@ from tests.kvm.guests.image import RESULTS, write_kernel
 from tests.kvm.guests.processes import SECONDS, machine, running
 from vmm.client import ApiError, AsyncClient
 from vmm.config.document import parse_object
+from vmm.config.info import MigrationPhase
 from vmm.config.requests import ReceiveMigrationData, SendMigrationData
 from vmm.config.vm import VmConfig
 from vmm.testing.process import VmmProcess
@@ -119,6 +120,11 @@ class Host:
         with trio.fail_after(SECONDS):
             while not await self._throttle_percent():  # noqa: ASYNC110  nobody tells
                 await trio.sleep(0.01)
+
+    async def until_memory_comes(self) -> None:
+        """Wait until a VM that comes sends its memory."""
+        while (await self.client.migration()).phase is not MigrationPhase.MEMORY:  # noqa: ASYNC110  nobody tells
+            await trio.sleep(0.005)
 
     async def _throttle_percent(self) -> int:
         try:
