@@ -125,21 +125,20 @@ static int flush(struct vk_blk *blk)
     struct vk_uring *ring = &blk->ring;
     for (;;) {
         bool is_full = false;
-        uint32_t filled = ring->tail - *ring->sq_tail;
         while (blk->backlog.first != NULL && vk_blk_prepare(blk, blk->backlog.first)) {
             struct io_uring_sqe *sqe = vk_uring_next(ring);
             is_full = sqe == NULL;
             if (is_full)
                 break;
             vk_blk_submit(blk, blk_take_first(&blk->backlog), sqe);
-            filled++;
         }
-        if (filled == 0 && !vk_uring_is_ready(ring))
+        /* Those count too that the kernel was short of something for when it was entered last. */
+        if (vk_uring_waiting(ring) == 0 && !vk_uring_is_ready(ring))
             return 0;
         int result = vk_uring_enter(ring);
         if (result == -EBUSY || result == -EAGAIN || result == -ENOMEM)
             return -EAGAIN;
-        if (result < 0 || !is_full)
+        if (result < 0 || (!is_full && vk_uring_waiting(ring) == 0))
             return result;
     }
 }

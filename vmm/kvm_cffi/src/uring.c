@@ -157,9 +157,14 @@ void vk_uring_close(struct vk_uring *ring)
     *ring = (struct vk_uring){.fd = -1, .rings = MAP_FAILED};
 }
 
+uint32_t vk_uring_waiting(const struct vk_uring *ring)
+{
+    return ring->tail - load(ring->sq_head);
+}
+
 struct io_uring_sqe *vk_uring_next(struct vk_uring *ring)
 {
-    if (ring->tail - load(ring->sq_head) == ring->entries)
+    if (vk_uring_waiting(ring) == ring->entries)
         return NULL;
     struct io_uring_sqe *sqe = &ring->sqes[ring->tail++ & ring->sq_mask];
     memset(sqe, 0, sizeof *sqe);
@@ -172,8 +177,7 @@ static int submit_and_wait(struct vk_uring *ring, uint32_t completions)
 {
     __atomic_store_n(ring->sq_tail, ring->tail, __ATOMIC_RELEASE);
     for (;;) {
-        uint32_t waiting = ring->tail - load(ring->sq_head);
-        int result = enter(ring->fd, waiting, completions);
+        int result = enter(ring->fd, vk_uring_waiting(ring), completions);
         if (result != -EINTR)
             return result < 0 ? result : 0;
     }

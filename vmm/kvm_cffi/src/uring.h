@@ -40,7 +40,10 @@ void vk_uring_close(struct vk_uring *ring);
 /* A cleared submission for the registered file, NULL when there is room for none before the next enter. */
 struct io_uring_sqe *vk_uring_next(struct vk_uring *ring);
 
-/* Submits what was filled in and brings completions up; 0 or a negative errno. */
+/* How many submissions were filled in that the kernel has not taken yet. */
+uint32_t vk_uring_waiting(const struct vk_uring *ring);
+
+/* Submits what was filled in and brings completions up; 0 or a negative errno. Either way some may still wait. */
 int vk_uring_enter(struct vk_uring *ring);
 
 /* The same, and waits until there is a completion. */
