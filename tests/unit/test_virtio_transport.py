@@ -147,6 +147,24 @@ async def test_reset_shows_the_old_status_until_the_device_has_stopped(
     assert bench.driver.status == 0
 
 
+async def test_reset_that_is_asked_for_twice_shows_the_old_status_as_long(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    await bench.driver.start()
+    await settle()
+    recorder(bench).may_stop = trio.Event()
+    before = bench.driver.status
+
+    nursery.start_soon(bench.driver.reset)
+    nursery.start_soon(bench.driver.reset)
+    await settle()
+    meanwhile = bench.driver.status
+    recorder(bench).may_stop.set()
+    await settle()
+
+    assert (meanwhile, bench.driver.status) == (before, 0)
+
+
 async def test_driver_that_does_not_wait_for_the_reset_is_served_after_it(
     bench: Bench, nursery: trio.Nursery
 ) -> None:

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.vsock_guest import CHUNK, VsockGuest, read_all, read_line, vsock_guest
+from tests.unit.vsock_guest import (
+    CHUNK,
+    VsockGuest,
+    listener,
+    read_all,
+    read_line,
+    vsock_guest,
+)
 from vmm.virtio.spec import Status
 from vmm.vsock import switch
 from vmm.vsock.packet import Closed, Op
@@ -76,9 +83,11 @@ async def test_host_that_leaves_is_told_after_what_it_sent_and_the_guest_ends_it
     await guest.hears_nothing()
 
 
-@pytest.mark.usefixtures("soon")
-async def test_guest_that_does_not_answer_the_end_is_reset(guest: VsockGuest) -> None:
+async def test_guest_that_does_not_answer_the_end_is_reset(
+    guest: VsockGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream, port = await guest.called_by_host(GUEST_PORT)
+    monkeypatch.setattr(switch, "ANSWER_SECONDS", 0.01)  # Not before: this guest answers the call.
     await stream.aclose()
 
     await guest.hears(Op.SHUTDOWN, flags=Closed.BOTH)
@@ -105,6 +114,28 @@ async def test_guest_that_closes_ends_it_and_the_host_gets_the_rest(guest: Vsock
     await guest.hears(Op.RST, src_port=port)
     assert await read_all(stream, sent + 1) == CHUNK * (sent // len(CHUNK))
     await guest.hears_nothing()
+
+
+async def test_port_used_again_is_not_lost_when_what_is_left_of_its_last_use_ends(
+    guest: VsockGuest,
+) -> None:
+    path = f"{guest.path}_9"
+    with listener(path) as server:
+        guest.send(Op.REQUEST, 9, GUEST_PORT)
+        first, _ = await server.accept()
+        await guest.hears(Op.RESPONSE)
+        sent = await guest.send_until_kept(9, GUEST_PORT, 1)
+        guest.send(Op.SHUTDOWN, 9, GUEST_PORT, flags=Closed.BOTH)
+        await guest.hears(Op.RST, src_port=9)
+
+        guest.send(Op.REQUEST, 9, GUEST_PORT)
+        second, _ = await server.accept()
+        await guest.hears(Op.RESPONSE)
+        async with trio.SocketStream(first) as stream, trio.SocketStream(second) as again:
+            assert await read_all(stream, sent + 1) == CHUNK * (sent // len(CHUNK))
+            guest.send(Op.RW, 9, GUEST_PORT, b"anew")
+            assert await read_all(again, 4) == b"anew"
+            await guest.hears_nothing()
 
 
 async def test_guest_that_resets_ends_it_at_once(guest: VsockGuest) -> None:

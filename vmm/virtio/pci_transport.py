@@ -294,7 +294,8 @@ class VirtioPci:
         done = self.runner.stop()
         self.device.reset()
         if not done.is_set():
-            self._common.lingering = before
+            # Asked for once more, or by the next driver, it still waits for what ran at first.
+            self._common.lingering |= before
             self._common.refresh()
         return done
 

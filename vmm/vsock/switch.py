@@ -283,8 +283,9 @@ class Switch:
             if connection not in self._queued:
                 self._queued.add(connection)
                 self._ready.append(connection)
-        elif connection.is_over:
-            self._by_ports.pop(connection.ports, None)
+        elif connection.is_over and self._by_ports.get(connection.ports) is connection:
+            # It may linger for what its peer has not read, and its ports be used again meanwhile.
+            del self._by_ports[connection.ports]
         if connection.waits:
             self._waiting.setdefault(connection, self._clock() + ANSWER_SECONDS)
         else:
