@@ -20,7 +20,10 @@ from tests.unit.vsock_guest import (
     read_line,
     vsock_guest,
 )
+from vmm.kvm_cffi import Virtqueue, VirtqueueChain
+from vmm.virtio.queue import QueueState
 from vmm.virtio.spec import Status
+from vmm.virtio.vsock import EVENT
 from vmm.vsock import switch
 from vmm.vsock.packet import Closed, Op
 
@@ -301,6 +304,27 @@ async def test_driver_of_a_restored_device_hears_that_all_is_gone(guest: VsockGu
 
     assert await guest.event() == bytes(4)
     await guest.called_by_host(GUEST_PORT)
+
+
+async def test_room_for_an_event_that_comes_while_the_device_looks_needs_no_kick(
+    guest: VsockGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await guest.bench.transport.sleep()
+    guest.bench.device.load(guest.bench.device.save())
+    pop, posted = Virtqueue.pop, []
+
+    def pop_and_post(queue: Virtqueue[QueueState]) -> VirtqueueChain | None:
+        chain = pop(queue)
+        if queue.index == EVENT and chain is None and not posted:
+            posted.append(guest.add_event())
+        return chain
+
+    monkeypatch.setattr(Virtqueue, "pop", pop_and_post)
+
+    guest.bench.transport.wake()
+
+    assert await guest.event() == bytes(4)
+    assert posted == [True]
 
 
 async def test_nothing_is_left_open() -> None:

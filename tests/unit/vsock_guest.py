@@ -63,9 +63,14 @@ class VsockGuest:
             self._queues[0].add(writable=pieces or [HEADER_BYTES + BUFFER_BYTES])
         self.bench.driver.kick(0)
 
+    def add_event(self) -> bool:
+        """Give the device a buffer for an event, and say nothing; whether it wanted no kick."""
+        self._queues[2].add(writable=[4])
+        return not self._queues[2].wants_kick()
+
     def post_event(self) -> None:
         """Give the device a buffer for an event."""
-        self._queues[2].add(writable=[4])
+        self.add_event()
         self.bench.driver.kick(2)
 
     async def event(self) -> bytes:

@@ -178,12 +178,14 @@ class Vsock(VirtioDevice):
 
     def _pay_reset(self, queue: Queue) -> None:
         """Tell the driver that its connections are gone, if it has to be told."""
-        while self._owes_reset and (chain := queue.pop()) is not None:
-            queue.push(chain, chain.write(TRANSPORT_RESET))
-            queue.signal()
-            self._owes_reset = False
-        if self._owes_reset:
-            queue.enable()
+        while self._owes_reset:
+            chain = queue.pop()
+            if chain is not None:
+                queue.push(chain, chain.write(TRANSPORT_RESET))
+                queue.signal()
+                self._owes_reset = False
+            elif not queue.enable():
+                return
 
     def reset(self) -> None:
         """End every connection."""
