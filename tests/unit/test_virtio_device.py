@@ -12,7 +12,7 @@ from vmm.testing.driver import Driver
 from vmm.testing.memory import FakeMemory
 from vmm.testing.virtio_pci import Bench, driven
 from vmm.virtio.chain import Chain
-from vmm.virtio.device import BATCH, Active, VirtioDevice, serve_chains
+from vmm.virtio.device import BATCH, Active, StuckError, VirtioDevice, serve_chains
 from vmm.virtio.queue import Queue
 from vmm.virtio.runner import DeviceRunner
 from vmm.virtio.spec import DeviceId, Status
@@ -266,6 +266,48 @@ async def test_sleep_gives_the_request_in_hand_back_and_wake_serves_it(bench: Be
     bench.transport.wake()
     assert await answers(bench, queue) == [b"in hand"]
     assert bench.events.names == ["activated"]
+
+
+class Stuck(VirtioDevice):
+    """Has requests in hand that the host never answers."""
+
+    DEVICE_ID = DeviceId.BLOCK
+
+    @property
+    def queue_sizes(self) -> tuple[int, ...]:
+        return (256,)
+
+    async def run_queues(self, active: Active) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise StuckError("stopping of a disk", 110)
+
+
+async def test_device_that_cannot_stop_whole_needs_a_reset_after_the_sleep() -> None:
+    async with driven(Stuck("disk")) as bench:
+        await bench.driver.start()
+        await trio.testing.wait_all_tasks_blocked()
+
+        await bench.transport.sleep()
+        bench.transport.wake()
+
+        assert bench.driver.status & Status.NEEDS_RESET
+        assert bench.events.names == ["activated", "needs-reset"]
+        assert not bench.transport.save()[0].is_active
+
+
+async def test_reset_of_a_device_that_cannot_stop_whole_does_not_read_as_done() -> None:
+    async with driven(Stuck("disk")) as bench:
+        await bench.driver.start()
+        await trio.testing.wait_all_tasks_blocked()
+
+        await bench.driver.reset()
+
+        first = bench.driver.status
+        assert bench.events.names == ["activated", "reset", "needs-reset"]
+        await bench.driver.reset()
+        assert (first, bench.driver.status) == (Status.NEEDS_RESET, 0)
 
 
 async def test_wake_leaves_a_broken_device_alone(bench: Bench) -> None:

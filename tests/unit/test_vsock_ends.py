@@ -311,7 +311,8 @@ async def test_room_for_an_event_that_comes_while_the_device_looks_needs_no_kick
 ) -> None:
     await guest.bench.transport.sleep()
     guest.bench.device.load(guest.bench.device.save())
-    pop, posted = Virtqueue.pop, []
+    pop = Virtqueue.pop
+    posted: list[bool] = []
 
     def pop_and_post(queue: Virtqueue[QueueState]) -> VirtqueueChain | None:
         chain = pop(queue)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import trio
 
-from vmm.errors import HostError
 from vmm.kvm_cffi.block import BlockEngine, Outcome
+from vmm.virtio.device import StuckError
 
 DRAIN_SECONDS = 30
 """How long I/O in flight may take to end when a disk is stopped."""
@@ -25,7 +25,7 @@ async def serve_disk(engine: BlockEngine, on_errors: Callable[[], None]) -> None
     """Serve an engine's queues until cancelled; ``on_errors`` is called when the host's I/O failed.
 
     Raises: GuestError when a driver broke its queue, HostError.
-    Cancel: no I/O is in flight any more. Raises HostError when some has not ended in 30 seconds.
+    Cancel: no I/O is in flight any more. Raises StuckError when some has not ended in 30 seconds.
     """
     async with trio.open_nursery() as nursery:
         crew = _Crew(engine, nursery)
@@ -68,7 +68,7 @@ async def _drain(engine: BlockEngine, crew: _Crew, on_errors: Callable[[], None]
             await _wait(engine, outcome)
     if deadline.cancelled_caught:
         crew.abandon()
-        raise HostError(
+        raise StuckError(
             f"stopping of a disk with {engine.in_flight} requests in flight",
             errno.ETIMEDOUT,
             hint=f"its storage has not answered for {DRAIN_SECONDS} s; look at the host's storage",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, NoReturn, Protoco
 
 import trio
 
+from vmm.errors import HostError
 from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ BATCH = 64
 
 OWN_QUEUES: Final = Feature.RING_PACKED | Feature.RING_RESET
 """What a queue that this program serves can do, where the device can go on without it."""
+
+
+class StuckError(HostError):
+    """The host's fault: I/O that was to end before a device stands has not, and may go on."""
 
 
 class Memory(Protocol):
@@ -97,7 +102,8 @@ class VirtioDevice(ABC):
         Raises: GuestError when the guest broke the protocol, HostError: the device then stands
         still until it is reset.
         Cancel: I/O in flight has ended, and every chain that was taken is given back. The queues
-        go on where they stood when this is called again with them.
+        go on where they stood when this is called again with them. Raises StuckError where the
+        host does not let it end.
         """
         async with trio.open_nursery() as nursery:
             for queue in active.queues:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import trio
 
-from vmm.errors import ConfigError, GuestError, HostError
-from vmm.virtio.device import BATCH, OWN_QUEUES, Active, VirtioDevice, wait_kick
+from vmm.errors import ConfigError, GuestError
+from vmm.virtio.device import BATCH, OWN_QUEUES, Active, StuckError, VirtioDevice, wait_kick
 from vmm.virtio.spec import DeviceId, Feature
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Pmem(VirtioDevice):
     async def run_queue(self, queue: Queue, active: Active) -> NoReturn:
         """Serve requests; those that wait together share one flush.
 
-        Raises: GuestError, HostError when a flush does not end.
+        Raises: GuestError, StuckError when a flush does not end.
         """
         while True:
             queue.suppress()
@@ -161,7 +161,7 @@ def _is_flush(chain: Chain) -> bool:
 async def _in_thread(work: Callable[[], None]) -> OSError | None:
     """Have a thread do what blocks; the error if there is one.
 
-    Cancel: it has ended. Raises: HostError when it has not, long after.
+    Cancel: it has ended. Raises: StuckError when it has not, long after.
     """
     scope = trio.CancelScope(shield=True)
     ended = trio.Event()
@@ -183,7 +183,7 @@ async def _in_thread(work: Callable[[], None]) -> OSError | None:
         finally:
             scope.deadline = trio.current_time() + DRAIN_SECONDS
     if scope.cancelled_caught:
-        raise HostError(
+        raise StuckError(
             "flush of a pmem device",
             errno.ETIMEDOUT,
             hint=f"its file has not answered for {DRAIN_SECONDS} s; look at the host's storage",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import trio
 
 from vmm.errors import GuestError, HostError, PeerError, VmmError, first_error
+from vmm.virtio.device import StuckError
 
 if TYPE_CHECKING:
     from vmm.virtio.device import Active, VirtioDevice
@@ -81,7 +82,9 @@ class DeviceRunner:
         try:
             await self._device.run_queues(active)
         except* (GuestError, HostError, PeerError) as group:
-            if not scope.cancel_called:
-                error = first_error(group)
+            # Of what fails while it is stopped only that matters that it has not stopped.
+            told = group.subgroup(StuckError) if scope.cancel_called else group
+            if told is not None:
+                error = first_error(told)
                 assert isinstance(error, VmmError)
                 self._observer.broken(error)
