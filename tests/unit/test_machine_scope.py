@@ -95,6 +95,38 @@ async def test_operation_on_a_context_that_fails_meanwhile_is_given_up() -> None
     assert len(failures) == 1
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_context_is_there_until_an_operation_on_it_has_ended(leaves: bool) -> None:
+    resource = Resource()
+    failures: list[Exception] = []
+
+    async def operation() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            # A thread at work on guest memory is waited for as well.
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            resource.events.append("ended")
+
+    async def carry_out() -> None:
+        with pytest.raises(StateError, match="not running") as caught:
+            await scope.during(operation)
+        assert caught.value.__cause__ is (failures[0] if failures else None)
+
+    async with trio.open_nursery() as nursery:
+        scope = await enter(nursery, resource.open(), failures.append)
+        nursery.start_soon(carry_out)
+        await trio.testing.wait_all_tasks_blocked()
+        if leaves:
+            await scope.leave()
+        else:
+            resource.fail.set()
+
+    assert resource.events == ["entered", "ended", "left"]
+    assert len(failures) == (0 if leaves else 1)
+
+
 async def test_operation_on_a_living_context_is_carried_out() -> None:
     resource = Resource()
     done = trio.Event()

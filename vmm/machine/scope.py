@@ -18,6 +18,9 @@ from vmm.errors import StateError
 T = TypeVar("T")
 R = TypeVar("R")
 
+OPERATIONS_S = 10.0
+"""How long what is under way on a context that ends may take to end before."""
+
 
 class Scope(Generic[T]):
     """An entered async context manager and the way to leave it."""
@@ -26,6 +29,9 @@ class Scope(Generic[T]):
         self.value = value
         self._cancel_scope = cancel_scope
         self._left = left
+        self._ending = trio.Event()
+        self._operations = 0
+        self._unused = trio.Event()
         self.failure: Exception | None = None
         """What ended the context, if it did not leave at somebody's wish."""
 
@@ -37,26 +43,42 @@ class Scope(Generic[T]):
     async def during(self, operation: Callable[[], Awaitable[R]]) -> R:
         """Carry an operation out and give what it does, unless the context ends meanwhile.
 
+        The context is there until the operation has ended, be it cancelled: threads of its may be
+        at work on what the context holds.
         Raises: what the operation does; StateError when the context has ended, or does before the
         operation is through.
         """
         through = False
+        self._operations += 1
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_when_left, nursery.cancel_scope)
+                nursery.start_soon(self._cancel_when_ending, nursery.cancel_scope)
                 result = await operation()
                 through = True
                 nursery.cancel_scope.cancel()
         except ExceptionGroup as error:
             only = sole_cause(error)
             raise only from only.__cause__
+        finally:
+            self._operations -= 1
+            if not self._operations:
+                self._unused.set()
         if not through:
+            await self._left.wait()
             raise StateError("VM is not running") from self.failure
         return result
 
-    async def _cancel_when_left(self, cancel_scope: trio.CancelScope) -> None:
-        await self._left.wait()
+    async def _cancel_when_ending(self, cancel_scope: trio.CancelScope) -> None:
+        await self._ending.wait()
         cancel_scope.cancel()
+
+    async def give_up(self) -> None:
+        """Cancel what is under way, and wait a while until nobody uses the context any more."""
+        self._ending.set()
+        with trio.move_on_after(OPERATIONS_S, shield=True):
+            while self._operations:
+                self._unused = trio.Event()
+                await self._unused.wait()
 
 
 async def enter(
@@ -91,7 +113,10 @@ async def _hold(
                 # cancelled around them. Somebody cancelled while entering has no handle to do so.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 cancel_scope.shield = True
-                await trio.sleep_forever()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    await scope.give_up()
     except Exception as error:
         only = sole_cause(error)
         if scope is None:
