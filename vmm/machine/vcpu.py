@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import trio
 
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from vmm.machine.bus import Bus
 
 EXIT_DEADLINE_S = 10.0
-"""A kicked vCPU leaves KVM_RUN within microseconds; beyond this the host's KVM is broken."""
+"""A kicked vCPU leaves KVM_RUN within microseconds, unless it waits there for memory that the host
+does not give it: a page of a file, or of swap space, on storage that does not answer."""
+
+EXIT_STUCK = 1
+"""The process's exit code then."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,8 @@ class VcpuTask:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start the thread and serve its exits until cancelled.
 
-        Cancel: the thread has ended and its resources are back when this returns.
+        Cancel: the thread has ended and its resources are back when this returns. One that does
+        not end within ten seconds ends the process.
         Raises: ConfigError (caller) when it may run on none of its host CPUs, HostError when the
         thread cannot be made.
         """
@@ -76,9 +81,11 @@ class VcpuTask:
                     await self._serve()
             finally:
                 self._thread.request_exit()
-                with trio.CancelScope(shield=True), trio.fail_after(EXIT_DEADLINE_S):
+                with trio.move_on_after(EXIT_DEADLINE_S, shield=True) as patience:
                     while self._thread.state is not ThreadState.EXITED:
                         await self._wake()
+                if patience.cancelled_caught:
+                    self._end_the_process()
                 self._paused.set()  # Whoever waits for it to stand has what it wanted.
 
     async def pause(self) -> None:
@@ -117,6 +124,18 @@ class VcpuTask:
                 f"{list(self._host_cpus)}, and this process may use none of them; name some that "
                 f"it may, such as {sorted(os.sched_getaffinity(0))}"
             ) from error
+
+    def _end_the_process(self) -> NoReturn:
+        """The thread uses the guest's memory, so none of that can be given back while it is there,
+        and to join it would stop the loop for ever. The kernel can end it, with all the rest.
+        """
+        logger.error(
+            "vCPU %d has not left KVM within %d s: the host does not give it memory that it waits "
+            "for. The process ends at once; look at the storage that holds the guest's memory",
+            self._index,
+            EXIT_DEADLINE_S,
+        )
+        os._exit(EXIT_STUCK)
 
     async def _wake(self) -> None:
         await trio.lowlevel.wait_readable(self._thread.event_fd)
