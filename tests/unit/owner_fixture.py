@@ -113,6 +113,8 @@ class FakeMachine:
         self.calls.append(f"grow by {size}")
         if self.add_error is not None:
             raise self.add_error
+        if self.add_hangs:
+            await trio.sleep_forever()
 
     def check_payload(self, config: VmConfig) -> None:
         self.calls.append(f"payload in {config.memory.size}")

@@ -8,6 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from tests.unit.owner_fixture import CONFIG, Bench, running
 from vmm.config.disk import DiskConfig
+from vmm.config.requests import VmResize
 from vmm.errors import HostError, NotCreatedError, StateError
 from vmm.machine.commands import (
     AddDevice,
@@ -20,6 +21,7 @@ from vmm.machine.commands import (
     PowerButton,
     Reboot,
     RemoveDevice,
+    Resize,
     ResizeDisk,
     Resume,
     Shutdown,
@@ -271,6 +273,30 @@ async def test_end_of_the_vmm_cuts_off_what_takes_long(command: Command) -> None
         assert bench.events.names[: len(begun)] == begun
         assert begun[-1] in ("booting", "rebooting", "snapshotting")
         assert not {"booted", "rebooted", "snapshotted"} & set(bench.events.names[len(begun) :])
+        assert bench.open_now == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [
+        (Pause(), "pause"),
+        (Resize(VmResize(desired_ram=1 << 30)), f"grow by {512 << 20}"),
+        (AddDevice("disks", DiskConfig(path="/d")), "add to disks"),
+    ],
+    ids=["pause", "resize", "add"],
+)
+async def test_end_of_the_vmm_cuts_off_what_waits_for_the_host(command: Command, call: str) -> None:
+    async with running() as bench, trio.open_nursery() as nursery:
+        await bench.do(Create(CONFIG), Boot())
+        bench.machine.pause_hangs = bench.machine.add_hangs = True
+        nursery.start_soon(is_refused, bench, command, "The VMM is ending")
+        await wait_all_tasks_blocked()
+        assert bench.machine.calls == [call]
+
+        bench.owner.request_end()
+        with trio.fail_after(5):
+            await bench.ended.wait()
+
         assert bench.open_now == 0
 
 

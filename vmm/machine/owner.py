@@ -41,8 +41,12 @@ LENGTHY = (
     commands.Restore,
     commands.Snapshot,
     commands.Coredump,
+    commands.Pause,
+    commands.Resize,
+    commands.AddDevice,
 )
-"""What takes as long as there is memory: the end of the VMM does not wait for these."""
+"""What takes as long as there is memory, or until the host's storage answers: the end of the VMM
+does not wait for these."""
 
 
 class VmOwner:
