@@ -300,6 +300,22 @@ async def test_end_of_the_vmm_cuts_off_what_waits_for_the_host(command: Command,
         assert bench.open_now == 0
 
 
+async def test_end_of_the_vmm_cuts_off_the_reset_of_a_guest() -> None:
+    async with running() as bench:
+        await bench.do(Create(CONFIG), Boot())
+        bench.boot_hangs = True
+        bench.machine.lifecycle.request_reset()
+        await wait_all_tasks_blocked()
+        assert bench.events.names[-1] == "rebooting"
+
+        bench.owner.request_end()
+        with trio.fail_after(5):
+            await bench.ended.wait()
+
+        assert bench.open_now == 0
+        assert not bench.owner.has_failed
+
+
 async def test_end_of_the_vmm_cuts_off_what_waits_before_it() -> None:
     async with running() as bench, trio.open_nursery() as nursery:
         await bench.do(Create(CONFIG))

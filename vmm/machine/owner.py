@@ -241,7 +241,8 @@ class VmOwner:
         match wish:
             case Wish.RESET:
                 try:
-                    await self._vm.reboot()
+                    with self._cut_off_by_the_end(commands.Reboot()):
+                        await self._vm.reboot()
                 except VmmError as error:
                     for line in chain(error):
                         logger.error("The VM could not reboot: %s", line)
