@@ -121,6 +121,25 @@ async def test_descriptors_of_one_request_are_not_those_of_the_next(
     assert sent_to(owner) == ()
 
 
+async def test_descriptors_that_come_at_once_after_an_answer_are_the_next_requests(
+    tmp_path: Path, pipe: Pipe
+) -> None:
+    owner = FakeOwner()
+    async with serving(owner, tmp_path) as api, await api.connect() as stream:
+        for number in range(20):
+            body = b'{"id": "lan%d"}' % number
+            await send(stream, request("/vm.add-net", body), pipe.write_end)
+            # Without a wait for anything else, be it the server.
+            while not (await stream.receive_some(4096)).endswith(b"\r\n\r\n"):
+                pass
+
+    assert len(owner.commands) == 20
+    for command in owner.commands:
+        assert isinstance(command, AddDevice)
+        assert len(command.descriptors) == 1
+        command.release()
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -120,12 +120,13 @@ class Connection:
         if scope["type"] == "http":
             scope["path"] = _without_authority(scope["path"])
         # RFC 9113, 8.2: the names of HTTP/2 are lower case.
-        exchange = _Exchange(receive, send, is_titled=scope.get("http_version") != "2")
+        is_titled = scope.get("http_version") != "2"
+        exchange = _Exchange(receive, send, self._descriptors.close, is_titled=is_titled)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         finally:
             self._is_answering = False
-            self._descriptors.close()
+            exchange.finish()
             if self._is_ending:
                 self.close()
 
@@ -145,10 +146,17 @@ class _Exchange:
     """
 
     def __init__(
-        self, receive: ASGIReceiveCallable, send: ASGISendCallable, *, is_titled: bool
+        self,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        finish: Callable[[], None],
+        *,
+        is_titled: bool,
     ) -> None:
+        """``finish`` is called once the request has been carried out."""
         self._receive = receive
         self._send = send
+        self._finish: Callable[[], None] | None = finish
         self._is_titled = is_titled
         self._body_read = trio.Event()
 
@@ -167,4 +175,12 @@ class _Exchange:
                 # Some clients look for "Content-Length: " to the letter.
                 headers = [(name.title(), value) for name, value in event["headers"]]
                 event = {**event, "headers": headers}
+            # Once it has gone, what is read may be the next request.
+            self.finish()
         await self._send(event)
+
+    def finish(self) -> None:
+        """Give back what the request brought. A second call does nothing."""
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            finish()
