@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
+from contextlib import suppress
 
 from vmm.deferred import defer
 
@@ -33,6 +35,7 @@ def main() -> int:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     os.umask(PRIVATE_UMASK)
     _guard_standard_streams()
+    _raise_descriptor_limit()
     # A VM outlives the terminal it was started from; what it prints there is dropped then.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return _run(sys.argv[1:])
@@ -64,6 +67,16 @@ def _guard_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= LAST_STANDARD_STREAM:
         os.set_inheritable(fd, True)
     os.close(fd)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the user may have: what shells give is less than a VM may need.
+
+    They start programs with 1024, for the sake of select(2), which nothing here uses.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # The host's own limit may be below it by now.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 from pathlib import Path
@@ -51,6 +52,18 @@ async def test_killed_instance_leaves_a_socket_that_the_next_one_replaces(place:
         await next_one.wait_for("here", SECONDS)
         await next_one.wait_until_served(SECONDS)
         assert (await next_one.api("GET", "vmm.ping")).json["pid"] == next_one.process.pid
+
+
+async def test_process_may_have_as_many_descriptors_as_its_user_lets_it(place: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        async with running(place) as vmm:
+            given = resource.prlimit(vmm.process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    assert given == (before[1], before[1])
 
 
 async def test_file_that_is_no_socket_is_left_as_it_is(place: Path) -> None:

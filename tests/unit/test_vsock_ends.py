@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,46 @@ async def test_places_are_bounded_and_the_silent_give_way(
     guest.send(Op.RW, port, GUEST_PORT, b"alive")
     assert await read_all(talking, 5) == b"alive"
     del second, third
+
+
+@pytest.fixture
+def scarce() -> Iterator[None]:
+    """The process may open as many files as it has, and fifty, and as many once more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = 2 * (len(os.listdir("/proc/self/fd")) + 50)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("scarce")
+async def test_guest_leaves_the_program_half_of_its_descriptors(guest: VsockGuest) -> None:
+    with listener(f"{guest.path}_9") as server:
+        server.listen(1024)
+        answers = [Op.RESPONSE]
+        while answers[-1] == Op.RESPONSE:
+            guest.send(Op.REQUEST, 9, GUEST_PORT + len(answers))
+            header, _ = await guest.receive()
+            answers.append(Op(header.op))
+
+        assert len(answers) > 40
+        for fd in [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]:
+            os.close(fd)
+
+
+async def test_guest_that_calls_on_a_host_out_of_descriptors_does_not_fill_the_log(
+    guest: VsockGuest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*arguments: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", failing)
+    for port in range(100):
+        guest.send(Op.REQUEST, 9, port)
+        await guest.hears(Op.RST, src_port=9)
+
+    told = [record for record in caplog.records if "cannot make a socket" in record.message]
+    assert 1 <= len(told) <= 7
 
 
 async def test_host_out_of_descriptors_accepts_later(

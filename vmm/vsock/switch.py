@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import resource
 import select
 import socket
 from collections import deque
@@ -24,7 +25,7 @@ from vmm.vsock.packet import HOST_CID, STREAM, Header, Op
 logger = logging.getLogger(__name__)
 
 MOST_PEERS = 1023
-"""Connections, and clients that have not said yet where to."""
+"""Connections, and clients that have not said yet where to, where the host allows as many."""
 MOST_REFUSALS = 256
 """That wait for the guest; what it asks for beyond them is not answered."""
 ACCEPT_BATCH = 16
@@ -68,6 +69,7 @@ class Switch:
         """Until when the guest has time to answer, the earliest first."""
         self._accept_at = math.inf
         self._next_port = 0
+        self._failures = 0
         self.opened = 0
         """Connections that were ever made."""
         self._epoll.register(listener, select.EPOLLIN)
@@ -140,7 +142,7 @@ class Switch:
                 return
             except OSError as error:
                 # The client left already, or the host is out of descriptors or memory.
-                logger.warning("Vsock %s cannot accept a client: %s", self._path, error.strerror)
+                self._warn("accept a client", error)
                 self._epoll.unregister(self._listener)
                 self._accept_at = self._clock() + ACCEPT_RETRY_SECONDS
                 return
@@ -158,14 +160,29 @@ class Switch:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._callers) + len(self._by_fd) >= MOST_PEERS
+        """Whether all places are taken: half of what the process may open is for everybody else."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = MOST_PEERS if limit == resource.RLIM_INFINITY else min(MOST_PEERS, limit // 2)
+        return len(self._callers) + len(self._by_fd) >= most
+
+    def _warn(self, what: str, error: OSError) -> None:
+        """Log what the host refused: the first, and then ever fewer, for a guest can cause them."""
+        self._failures += 1
+        if self._failures & (self._failures - 1) == 0:
+            logger.warning(
+                "Vsock %s cannot %s (failure %d): %s",
+                self._path,
+                what,
+                self._failures,
+                error.strerror,
+            )
 
     def _watch(self, peer: socket.socket) -> bool:
         """Hear of a peer from now on; whether the host can do so."""
         try:
             self._epoll.register(peer, _PEER_EVENTS)
         except OSError as error:
-            logger.warning("Vsock %s cannot watch a peer: %s", self._path, error.strerror)
+            self._warn("watch a peer", error)
             return False
         return True
 
@@ -244,7 +261,7 @@ class Switch:
         try:
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
-            logger.warning("Vsock %s cannot make a socket: %s", self._path, error.strerror)
+            self._warn("make a socket", error)
             return None
         with suppress(OSError):
             peer.connect(path)
