@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from vmm.virtio.rate_limit import limiter_of
 
 if TYPE_CHECKING:
     from vmm.config.net import NetConfig
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -72,7 +75,13 @@ def _opened(config: NetConfig) -> Iterator[Tap]:
 @contextmanager
 def _adopted(config: NetConfig) -> Iterator[Tap]:
     """The tap behind the descriptors; who opened it has set it up, maybe in another namespace."""
-    for name in ("tap", "ip", "mask", "host_mac"):
+    if config.ip is not None:
+        # The original takes no notice of it, and clients such as Kata's send one with every tap.
+        logger.warning(
+            "ip (--net ip=…) is %s beside fds (fd=…): unused; set the tap up where it is opened",
+            config.ip,
+        )
+    for name in ("tap", "host_mac"):
         value = getattr(config, name)
         if value is not None:
             raise ConfigError(
