@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 BUILD_PATIENCE_S = 300.0
 """How long the destination may take to map the VM's memory."""
+DOWNTIMES = 3
+"""How often downtime_ms the last of the memory may take, if that is more than a peer's patience."""
 LOCKS_S = 5.0
 """How long a destination that failed may hold on to the disks."""
 LOCKS_STEP_S = 0.02
@@ -311,8 +313,25 @@ class Departure(NamedTuple):
         for late, before in zip(sets, rest, strict=True):
             late.add(before)
         self.progress.begin_pass(_bytes_in(sets), is_first=False)
-        await streams.send(chunks(sets))
-        await streams.close()
+        with self._standing_time():
+            await streams.send(chunks(sets))
+            await streams.close()
+
+    @contextmanager
+    def _standing_time(self) -> Iterator[None]:
+        """What may take as long as the VM may stand for it: a slow peer answers all the time."""
+        most_s = max(self.patience_s, DOWNTIMES * self.data.downtime_ms / 1000)
+        if not self.is_running or self.data.timeout_strategy is not TimeoutStrategy.CANCEL:
+            yield
+            return
+        try:
+            with trio.fail_after(most_s):
+                yield
+        except trio.TooSlowError:
+            raise StateError(
+                f"The last of the memory did not go over in {most_s:g} s, in which the VM stood; "
+                "it runs on here. Give it a longer downtime_ms, or timeout_strategy=Ignore"
+            ) from None
 
     async def _finish(self, link: Link) -> None:
         state = self.machine.save().to_json().encode()
