@@ -44,6 +44,10 @@ class Machine:
         self.deeds.append("take")
 
 
+    def save(self) -> Any:
+        return SimpleNamespace(to_json=lambda: " " * SIZE)
+
+
 async def trickle(link: Link) -> None:
     """Read so slowly that it never ends, and never so slowly that nothing moves."""
     while True:
@@ -51,7 +55,8 @@ async def trickle(link: Link) -> None:
         await trio.sleep(PATIENCE_S / 10)
 
 
-async def test_vm_does_not_stand_for_a_destination_that_hardly_reads() -> None:
+@pytest.mark.parametrize("what", ["memory", "state"])
+async def test_vm_does_not_stand_for_a_destination_that_hardly_reads(what: str) -> None:
     machine: Any = Machine()
     memory = FakeMemory((0, SIZE))
     memory.write(0, random.Random(1).randbytes(SIZE))
@@ -77,10 +82,12 @@ async def test_vm_does_not_stand_for_a_destination_that_hardly_reads() -> None:
             nursery.start_soon(trickle, far)
             with (
                 trio.fail_after(20 * PATIENCE_S),
-                pytest.raises(StateError, match="in which the VM stood"),
+                pytest.raises(StateError, match="in which it stood"),
             ):
                 async with departure._standing():
-                    await departure._send_rest(log, streams, [left])
+                    if what == "memory":
+                        await departure._send_rest(log, streams, [left])
+                    await departure._finish(near)
             nursery.cancel_scope.cancel()
 
     assert list(dict.fromkeys(machine.deeds)) == ["pause", "release", "take", "resume"]

@@ -329,13 +329,16 @@ class Departure(NamedTuple):
                 yield
         except trio.TooSlowError:
             raise StateError(
-                f"The last of the memory did not go over in {most_s:g} s, in which the VM stood; "
+                f"The rest of the VM did not go over in {most_s:g} s, in which it stood; "
                 "it runs on here. Give it a longer downtime_ms, or timeout_strategy=Ignore"
             ) from None
 
     async def _finish(self, link: Link) -> None:
         state = self.machine.save().to_json().encode()
-        await self._ask(link, Request(Command.STATE, len(state)), state)
+        request = Request(Command.STATE, len(state))
+        with self._standing_time():
+            await link.send(request.encode() + state)
+        await link.expect_ok(request)
         command = Command.COMPLETE if self.is_running else Command.COMPLETE_PAUSED
         await self._commit(link, Request(command))
 
