@@ -205,6 +205,16 @@ def test_descriptors_of_a_tap_are_adopted_and_stay_open() -> None:
     assert interfaces() == set()
 
 
+def test_queues_that_a_killed_vmm_left_out_of_use_are_adopted_as_well() -> None:
+    with open_tap("left", 3) as tap:
+        tap.use_queues(1)  # And then it was killed, and its descriptors were copies of these.
+
+        with adopt_tap(tap.fds) as adopted:
+            assert adopted.name == "left"
+            adopted.use_queues(1)
+            adopted.use_queues(3)
+
+
 def test_descriptor_that_blocked_does_not_any_more() -> None:
     with open_tap("given", 1) as made:
         os.set_blocking(made.fds[0], True)

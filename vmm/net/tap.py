@@ -60,9 +60,8 @@ class Tap:
         """Have the host put packets into the first queues only. Raises: HostError."""
         for at in range(min(count, self._attached), max(count, self._attached)):
             flag = TunFlag.ATTACH_QUEUE if at < count else TunFlag.DETACH_QUEUE
-            argument = ioctls.request("", struct.pack("<H", flag))
             try:
-                ioctls.call(self.fds[at], ioctls.TUNSETQUEUE, argument)
+                _set_queue(self.fds[at], flag)
             except OSError as error:
                 raise HostError.from_os_error("TUNSETQUEUE", error, path=self.name) from error
         self._attached = count
@@ -110,6 +109,9 @@ def adopt_tap(given: Sequence[int]) -> Iterator[Tap]:
             stack.callback(os.close, fd)
             os.set_blocking(fd, False)
             fds.append(fd)
+            # A VMM that was killed may have left it out of use; one that is in use refuses this.
+            with suppress(OSError):
+                _set_queue(fd, TunFlag.ATTACH_QUEUE)
         _set_header(fds[0], name)
         tap = Tap(name, fds)
         try:
@@ -187,6 +189,10 @@ def _mismatch(name: str, queues: int) -> str | None:
         "a tap with several queues, but num_queues is 2; make it without multi_queue, or raise "
         "num_queues"
     )
+
+
+def _set_queue(fd: int, flag: TunFlag) -> None:
+    ioctls.call(fd, ioctls.TUNSETQUEUE, ioctls.request("", struct.pack("<H", flag)))
 
 
 def _set_header(fd: int, name: str) -> None:
