@@ -7,9 +7,20 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.unit.block_fixture import FLUSH, IN, OK, SECTOR, header, running_disk
+from tests.unit.block_fixture import (
+    FLUSH,
+    IN,
+    OK,
+    SECTOR,
+    block_device,
+    drivers_of,
+    header,
+    make_image,
+    running_disk,
+)
 from vmm.config.rate_limit import RateLimiterConfig
-from vmm.kvm_cffi.limiter import UNLIMITED, Bucket, Limiter
+from vmm.kvm_cffi.block import BlockEngine, DiskAbility, DiskHandle, Outcome
+from vmm.kvm_cffi.limiter import MOST, UNLIMITED, Bucket, Limiter
 from vmm.virtio.rate_limit import limiter_of
 
 SECOND = 1_000_000_000
@@ -166,3 +177,24 @@ async def test_limited_disk_can_be_stopped_at_once(tmp_path: Path) -> None:
             assert (await disk.driver.answer(first)).status == OK
 
     assert disk.driver.queue.in_flight == 0
+
+
+def test_disk_whose_bucket_takes_centuries_to_fill_waits_and_does_not_spin(tmp_path: Path) -> None:
+    make_image(tmp_path / "disk", SECTOR)
+    with block_device(tmp_path / "disk") as device, drivers_of(device) as (driver,):
+        for _ in range(2):
+            driver.send([header(IN, 0)], [SECTOR, 1])
+        with (
+            (tmp_path / "disk").open("rb") as file,
+            BlockEngine(
+                DiskHandle(file.fileno(), 1, DiskAbility(0), alignment=1, serial=b""),
+                [driver.queue],
+                limiter=Limiter(Bucket(SECTOR, MOST)),
+            ) as engine,
+        ):
+            assert engine.serve() & Outcome.IS_TIMED
+            assert engine.wait_seconds > 1e9
+            request = engine.take()
+            assert request is not None
+            engine.complete(request, engine.perform(request))
+            assert engine.in_flight == 0

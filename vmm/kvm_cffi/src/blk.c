@@ -59,11 +59,11 @@ static bool passes(struct vk_blk *blk, struct blk_request *request, uint64_t now
 {
     if (blk->limiter == NULL || !(request->is_read || request->is_write))
         return true;
-    uint64_t wait_ns = vk_limiter_take(blk->limiter, request->bytes, now_ns);
-    if (wait_ns == 0)
+    uint64_t until_ns = vk_limiter_until(blk->limiter, request->bytes, now_ns);
+    if (until_ns == 0)
         return true;
     blk->is_limited = true;
-    blk->limited_until_ns = now_ns + wait_ns;
+    blk->limited_until_ns = until_ns;
     vk_queue_unpop(request->queue->queue, request->head);
     vk_blk_release(blk, request);
     return false;

@@ -91,3 +91,11 @@ uint64_t vk_limiter_take(vk_limiter *limiter, uint64_t bytes, uint64_t now_ns)
 {
     return vk_limiter_take_ops(limiter, bytes, 1, now_ns);
 }
+
+uint64_t vk_limiter_until(vk_limiter *limiter, uint64_t bytes, uint64_t now_ns)
+{
+    uint64_t wait_ns = vk_limiter_take(limiter, bytes, now_ns);
+    if (wait_ns == 0)
+        return 0;
+    return wait_ns < UINT64_MAX - now_ns ? now_ns + wait_ns : UINT64_MAX;
+}

@@ -30,6 +30,9 @@ struct vk_limiter {
  */
 uint64_t vk_limiter_take(vk_limiter *limiter, uint64_t bytes, uint64_t now_ns);
 
+/* The same, but the time to ask again at: 0 when they were taken. */
+uint64_t vk_limiter_until(vk_limiter *limiter, uint64_t bytes, uint64_t now_ns);
+
 /* As vk_limiter_take, for `ops` operations at once. */
 uint64_t vk_limiter_take_ops(vk_limiter *limiter, uint64_t bytes, uint64_t ops, uint64_t now_ns);
 

@@ -42,11 +42,7 @@ static int take_wakes(struct vk_net *net)
 /* 0: it passes, else until when it has to wait. */
 static uint64_t limited_until(vk_limiter *limiter, uint64_t bytes)
 {
-    if (limiter == NULL)
-        return 0;
-    uint64_t now_ns = vk_now_ns();
-    uint64_t wait_ns = vk_limiter_take(limiter, bytes, now_ns);
-    return wait_ns == 0 ? 0 : wait_ns < UINT64_MAX - now_ns ? now_ns + wait_ns : UINT64_MAX;
+    return limiter == NULL ? 0 : vk_limiter_until(limiter, bytes, vk_now_ns());
 }
 
 /* Whether a direction is limited still. */
