@@ -44,11 +44,11 @@ void vk_pager_free(vk_pager *pager);
 
 /* The other end of vk_pager_ask: requests as they have come so far, and the answer under way; faults.c. */
 struct vk_fault_server {
-    uint32_t filled;
-    uint8_t bytes[2048];
-    uint8_t head[16]; /* of the answer, before the page */
     const uint8_t *page;
     uint64_t left;    /* bytes of head and page that are to be sent; 0: no answer is under way */
+    uint8_t head[16]; /* of the answer, before the page */
+    uint32_t filled;
+    uint8_t bytes[2048];
 };
 
 /*

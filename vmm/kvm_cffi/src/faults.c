@@ -152,6 +152,8 @@ static int begin_answer(const vk_memory *memory, const uint8_t *bytes,
         return -EFAULT;
     struct header header = {.number = STATUS_OK, .length = request.length};
     _Static_assert(sizeof header == sizeof server->head, "the head of an answer");
+    _Static_assert(offsetof(struct vk_fault_server, head) % _Alignof(struct header) == 0,
+                   "it is read where it is");
     memcpy(server->head, &header, sizeof header);
     server->page = page;
     server->left = sizeof header + request.length;
