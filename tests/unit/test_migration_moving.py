@@ -8,7 +8,7 @@ import trio
 from tests.unit.owner_fixture import RecordedEvents
 from vmm.config.info import MigrationPhase
 from vmm.errors import HostError, PeerError, StateError
-from vmm.migration.moving import Moving
+from vmm.migration.moving import SILENCE_S, Moving
 from vmm.migration.postcopy import MemoryLostError
 from vmm.migration.progress import Fate, Progress
 
@@ -141,3 +141,25 @@ async def test_cancel_that_comes_once_the_vm_is_here_finds_it_moved() -> None:
     assert events.names == ["migration-receive-finished"]
     assert move.info().phase is MigrationPhase.COMPLETED
     assert not move.keeps_vm
+
+
+async def test_vmm_that_is_to_end_waits_for_memory_that_follows_as_long_as_it_does(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    move, events = moving()
+
+    async def operation(progress: Progress) -> None:
+        progress.fate = Fate.GONE
+        for _ in range(10):
+            await trio.sleep(SILENCE_S * 0.9)
+            progress.moved(4096)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move.run, operation)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(SILENCE_S * 20):
+            await move.stop()
+
+    assert move.info().transferred_bytes == 10 * 4096
+    assert events.names == ["migration-finished"]

@@ -60,15 +60,15 @@ class Moves:
         if moving is None or moving.is_over:
             raise StateError("No migration is under way")
         if not moving.progress.is_decided:
-            await self.stop()
+            await moving.cancel()
         if moving.progress.is_decided:
             side = "here" if moving.progress.is_incoming else "at another VMM"
             raise StateError(f"It is too late: the VM is {side} already")
 
     async def stop(self) -> bool:
-        """Stop what is under way, if anything is: whether the VM is this VMM's."""
+        """Stop what is under way, if anything is, for the VM's own end: whether it is this VMM's."""
         if self._moving is not None and self._moving.keeps_vm:
-            await self._moving.cancel()
+            await self._moving.stop()
         return not self._has_gone
 
     async def end_with_machine(self) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SILENCE_S = 30.0
+"""How long memory that follows a VM may rest where the VMM is to end."""
+
 
 class Moving:
     """A migration and the way to stop it."""
@@ -50,6 +53,19 @@ class Moving:
         if self.progress.may_stop:
             self._scope.cancel()
         await self.until_over()
+
+    async def stop(self) -> None:
+        """The same, for a VMM that is to end: memory that follows a VM is waited for while some
+        does, and no longer for a destination that asks for none and never closes.
+        """
+        if self.progress.may_stop:
+            self._scope.cancel()
+        while not self.is_over:
+            before = self.progress.transferred_bytes
+            with trio.move_on_after(SILENCE_S):
+                await self.until_over()
+            if self.progress.is_decided and self.progress.transferred_bytes == before:
+                self._scope.cancel()
 
     async def until_over(self) -> None:
         """Wait for its end."""
