@@ -43,8 +43,7 @@ class Machine:
     def take_locks(self) -> None:
         self.deeds.append("take")
 
-
-    def save(self) -> Any:
+    def save(self) -> SimpleNamespace:
         return SimpleNamespace(to_json=lambda: " " * SIZE)
 
 
@@ -76,18 +75,20 @@ async def test_vm_does_not_stand_for_a_destination_that_hardly_reads(what: str) 
         is_running=True,
         patience_s=PATIENCE_S,
     )
+
+    async def stand() -> None:
+        async with departure._standing():
+            if what == "memory":
+                await departure._send_rest(log, streams, [left])
+            await departure._finish(near)
+
     with pair() as (near, far):
         streams = Streams([near], memory.map(), progress, trio.lowlevel.checkpoint)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trickle, far)
-            with (
-                trio.fail_after(20 * PATIENCE_S),
-                pytest.raises(StateError, match="in which it stood"),
-            ):
-                async with departure._standing():
-                    if what == "memory":
-                        await departure._send_rest(log, streams, [left])
-                    await departure._finish(near)
+            with trio.fail_after(20 * PATIENCE_S):
+                with pytest.raises(StateError, match="in which it stood"):
+                    await stand()
             nursery.cancel_scope.cancel()
 
     assert list(dict.fromkeys(machine.deeds)) == ["pause", "release", "take", "resume"]
