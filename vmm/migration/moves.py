@@ -66,7 +66,7 @@ class Moves:
             raise StateError(f"It is too late: the VM is {side} already")
 
     async def stop(self) -> bool:
-        """Stop what is under way, if anything is, for the VM's own end: whether it is this VMM's."""
+        """Stop what is under way, for the end of the VM here: whether it is this VMM's."""
         if self._moving is not None and self._moving.keeps_vm:
             await self._moving.stop()
         return not self._has_gone
