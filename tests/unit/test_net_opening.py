@@ -7,8 +7,10 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import combinations
 
 import pytest
+import trio
 
 from vmm.config.net import NetConfig
 from vmm.config.rate_limit import RateLimiterConfig, TokenBucket
@@ -17,6 +19,8 @@ from vmm.machine.nets import open_net
 from vmm.net.mac import bytes_of, is_group, random_mac
 from vmm.net.tap import open_tap
 from vmm.testing.namespace import network_namespace
+from vmm.testing.virtio_pci import driven
+from vmm.virtio import net as virtio_net
 from vmm.virtio.net_spec import NetFeature
 
 MASK = "255.255.255.0"
@@ -98,6 +102,19 @@ def test_offloads_that_are_off_are_not_offered(off: tuple[str, ...]) -> None:
             ("offload_ufo", NetFeature.HOST_UFO | NetFeature.GUEST_UFO),
         ):
             assert net.features & feature == (0 if name in off else feature)
+
+
+@pytest.mark.usefixtures("_namespace")
+async def test_tap_takes_every_choice_of_offloads_that_a_driver_has() -> None:
+    with open_net(NetConfig(), "_net0") as net:
+        async with driven(net) as bench:
+            *_, commands = await bench.driver.start()
+            for count in range(len(virtio_net.OFFLOADS) + 1):
+                for chosen in combinations(virtio_net.OFFLOADS, count):
+                    commands.add([b"\5\0", sum(chosen).to_bytes(8, "little")], [1])
+                    bench.driver.kick(2)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert [used.data for used in commands.collect()] == [b"\0"], chosen
 
 
 @pytest.mark.usefixtures("_namespace")

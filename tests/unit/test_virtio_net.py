@@ -184,6 +184,7 @@ async def test_driver_that_knows_no_pairs_has_its_commands_after_the_first(tap: 
         (NetFeature(0), Offload(0)),
         (NetFeature.GUEST_CSUM, Offload.CSUM),
         (NetFeature.GUEST_TSO4 | NetFeature.GUEST_UFO, Offload(0)),
+        (NetFeature.GUEST_CSUM | NetFeature.GUEST_ECN, Offload.CSUM),
         (
             NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_ECN,
             Offload.CSUM | Offload.TSO4 | Offload.TSO_ECN,

@@ -217,6 +217,9 @@ class Net(VirtioDevice):
             for feature, offload in OFFLOADS.items():
                 if wanted & feature:
                     offloads |= offload
+        # And this one on those, or the kernel refuses all.
+        if not offloads & (Offload.TSO4 | Offload.TSO6):
+            offloads &= ~Offload.TSO_ECN
         self._tap.set_offloads(offloads)
 
     async def _obey(self, chain: Chain) -> int:
