@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
 
 from vmm.errors import VmmError, chain, first_error
 from vmm.gdb.debuggee import Debuggee
-from vmm.gdb.session import Session
+from vmm.gdb.packets import MOST_BYTES
+from vmm.gdb.session import READ_BYTES, Session
 
 if TYPE_CHECKING:
     import socket
@@ -67,9 +68,11 @@ class DebugServer:
                 await self._serve(stream)
 
     async def _serve(self, stream: trio.abc.Stream) -> None:
+        said = bytearray()
         while self._debuggee is None:
-            await self._changed.wait()
-        self._session = Session(stream, self._debuggee)
+            if not await self._changes_while_there_is(stream, said):
+                return
+        self._session = Session(stream, self._debuggee, bytes(said))
         logger.info("A debugger has come")
         try:
             ended = await self._session.run()
@@ -79,3 +82,21 @@ class DebugServer:
                 logger.error("The debugger's session failed: %s", line)
         finally:
             self._session = None
+
+    async def _changes_while_there_is(self, stream: trio.abc.Stream, said: bytearray) -> bool:
+        """Wait for a machine, and take what a debugger says before; False when it has left."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_listen, stream, said, nursery.cancel_scope)
+            await self._changed.wait()
+            nursery.cancel_scope.cancel()
+            return True
+        return False
+
+
+async def _listen(stream: trio.abc.Stream, said: bytearray, scope: trio.CancelScope) -> None:
+    with suppress(trio.BrokenResourceError):
+        while data := await stream.receive_some(READ_BYTES):
+            said += data
+            if len(said) > MOST_BYTES:
+                return  # It may go on once somebody listens.
+    scope.cancel()

@@ -50,10 +50,14 @@ class Ended(Enum):
 
 
 class Session:
-    """Serves one connection, for as long as that and the machine are there."""
+    """Serves one connection, for as long as that and the machine are there.
 
-    def __init__(self, stream: trio.abc.Stream, debuggee: Debuggee) -> None:
+    ``said`` is what has been read of it already.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, debuggee: Debuggee, said: bytes = b"") -> None:
         self._stream = stream
+        self._said = said
         self._debuggee = debuggee
         self._send, self._receive = trio.open_memory_channel[
             bytes | Signal | Damaged | tuple[int, "Exit"] | Ended
@@ -106,7 +110,8 @@ class Session:
     async def _read(self) -> None:
         decoder = Decoder()
         try:
-            while data := await self._stream.receive_some(READ_BYTES):
+            while data := self._said or await self._stream.receive_some(READ_BYTES):
+                self._said = b""
                 for each in decoder.feed(bytes(data)):
                     await self._waiting.acquire()
                     self._send.send_nowait(each)
