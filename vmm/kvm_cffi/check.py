@@ -1,4 +1,4 @@
-"""Turn a negative errno from C into a HostError that says what to do about it."""
+"""Turn a negative errno from C, or an OSError, into a HostError that says what to do about it."""
 
 from __future__ import annotations
 
@@ -38,3 +38,8 @@ def check(operation: str, result: int, *, path: str | None = None) -> int:
         return result
     hints = HINTS if path is None else HINTS | OPEN_HINTS
     raise HostError(operation, -result, path=path, hint=hints.get(-result))
+
+
+def refused(operation: str, error: OSError) -> HostError:
+    """Make a HostError that says what to do of what the standard library raised."""
+    return HostError.from_os_error(operation, error, hint=HINTS.get(error.errno or 0))

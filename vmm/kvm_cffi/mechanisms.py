@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from vmm.errors import InternalError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.closing import Closing
+from vmm.kvm_cffi.event import open_event
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.kvm_cffi._kvm import CData
-
-EVENT_FLAGS = os.EFD_CLOEXEC | os.EFD_NONBLOCK
 
 
 def allocated(handle: CData) -> CData:
@@ -79,7 +78,7 @@ class ByteRing(Mechanism, Closing):
     def __init__(self, read_value: int, capacity: int = 65536) -> None:
         if capacity < 1:
             raise InternalError(f"A byte ring of {capacity} bytes holds nothing; give it 1 or more")
-        self.fd = os.eventfd(0, EVENT_FLAGS)
+        self.fd = open_event()
         self._capacity = capacity
         made = lib.vk_byte_ring_new(read_value, capacity, self.fd)
         self._ring = ffi.gc(allocated(made), lib.vk_byte_ring_free)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm.errors import HostError, PeerError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.closing import Closing
-from vmm.kvm_cffi.mechanisms import EVENT_FLAGS
+from vmm.kvm_cffi.event import open_event
 
 if TYPE_CHECKING:
     from vmm.kvm_cffi.guest_memory import GuestMemoryMap
@@ -51,7 +51,7 @@ class Pager(Closing):
     event_fd = -1
 
     def __init__(self, file_fd: int, file_size: int) -> None:
-        event_fd = os.eventfd(0, EVENT_FLAGS)
+        event_fd = open_event()
         made = ffi.new("vk_pager **")
         result = lib.vk_pager_new(file_fd, file_size, event_fd, made)
         if result < 0:

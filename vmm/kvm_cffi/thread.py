@@ -15,7 +15,8 @@ from vmm.errors import ConfigError, InternalError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
 from vmm.kvm_cffi.closing import Closing
-from vmm.kvm_cffi.mechanisms import EVENT_FLAGS, allocated
+from vmm.kvm_cffi.event import open_event
+from vmm.kvm_cffi.mechanisms import allocated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ class VcpuThread(Closing):
         self._router = router
         self._host_cpus = tuple(host_cpus or ())
         self._slot = ffi.new("struct vk_exit *")
-        event_fd = os.eventfd(0, EVENT_FLAGS)
+        event_fd = open_event()
         short = name.encode()[:MAX_NAME_BYTES]
         made = lib.vk_thread_new(
             vcpu.fd, vcpu.run_area, vcpu.run_bytes, router.handle, event_fd, short

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from vmm.errors import ConfigError, HostError, InternalError
+from vmm.errors import ConfigError, InternalError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.closing import Closing
-from vmm.kvm_cffi.mechanisms import EVENT_FLAGS, Mechanism, allocated
+from vmm.kvm_cffi.event import open_events
+from vmm.kvm_cffi.mechanisms import Mechanism, allocated
 
 FIFO_DEPTH = 16
 RECEIVE_CAPACITY = 256
@@ -49,12 +50,7 @@ class Uart(Mechanism, Closing):
                 f"A transmit queue of {transmit_capacity} bytes is too short for a FIFO of "
                 f"{FIFO_DEPTH}; give it {2 * FIFO_DEPTH} or more"
             )
-        self.fd = os.eventfd(0, EVENT_FLAGS)
-        try:
-            self.room_fd = os.eventfd(0, EVENT_FLAGS)
-        except OSError as error:
-            os.close(self.fd)
-            raise HostError.from_os_error("eventfd", error) from error
+        self.fd, self.room_fd = open_events(2)
         self._capacity = transmit_capacity
         made = lib.vk_uart_new(transmit_capacity, RECEIVE_CAPACITY, irq_fd, self.fd, self.room_fd)
         self._uart = ffi.gc(allocated(made), lib.vk_uart_free)

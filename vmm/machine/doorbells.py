@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from vmm.kvm_cffi.event import open_events
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -15,11 +17,11 @@ class Doorbells:
     """A row of doorbells; a context manager that closes their event descriptors.
 
     ``offset`` is where in the BAR the first one is, ``stride`` how far it is to the next, in bytes.
+    Raises: HostError.
     """
 
     def __init__(self, vm: Vm, count: int, *, offset: int, stride: int) -> None:
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self.fds = tuple(os.eventfd(0, flags) for _ in range(count))
+        self.fds = open_events(count)
         self._vm = vm
         self._offset = offset
         self._stride = stride

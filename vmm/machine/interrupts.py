@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vmm.boot import layout
 from vmm.errors import ConfigError, InternalError
 from vmm.kvm_cffi import constants
+from vmm.kvm_cffi.event import open_event
 from vmm.kvm_cffi.structs import MsiRoute
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class InterruptLine:
 
     def __init__(self, pin: int) -> None:
         self.pin = pin
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.fd = open_event()
 
     def raise_edge(self) -> None:
         """Send one interrupt."""
@@ -96,7 +97,10 @@ class Interrupts:
         self._lines.clear()
 
     def line(self, pin: int) -> InterruptLine:
-        """Make the line of an IOAPIC pin; a pin has one. Raises: InternalError on a second."""
+        """Make the line of an IOAPIC pin; a pin has one.
+
+        Raises: InternalError on a second, HostError.
+        """
         if pin in self._lines or not 0 <= pin < IOAPIC_PINS:
             raise InternalError(f"IOAPIC pin {pin} is taken or does not exist")
         return self._lines.setdefault(pin, InterruptLine(pin))

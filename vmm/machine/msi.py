@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmm.errors import ConfigError
 from vmm.kvm_cffi.closing import Closing
+from vmm.kvm_cffi.event import open_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -41,12 +42,11 @@ class Routes(Protocol):
 class MsixSources(Closing):
     """The interrupt sources of one function; a context manager that closes their descriptors.
 
-    ``fds`` has one eventfd a source: writing it raises the source's interrupt.
+    ``fds`` has one eventfd a source: writing it raises the source's interrupt. Raises: HostError.
     """
 
     def __init__(self, routes: Routes, sources: int) -> None:
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self.fds = tuple(os.eventfd(0, flags) for _ in range(sources))
+        self.fds = open_events(sources)
         self._routes = routes
         self._vector_of: list[int | None] = [None] * sources
         self._gsi_of: dict[int, int] = {}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from vmm.errors import InternalError, StateError, VmmError, chain
+from vmm.kvm_cffi.check import refused
 from vmm.machine import commands
 from vmm.machine.commands import Command
 from vmm.machine.held_vm import HeldVm
@@ -181,6 +182,8 @@ class VmOwner:
                 request.error = StateError(ENDING)
         except VmmError as error:
             request.error = self._vm.explained(error)
+        except OSError as error:  # Even of an import, where no descriptors are left.
+            request.error = self._vm.explained(refused("open", error))
         finally:
             request.end()
 

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import trio
 
 from vmm.errors import StateError
+from vmm.kvm_cffi.check import refused
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,8 +89,9 @@ async def enter(
 ) -> Scope[T]:
     """Enter a context in a child task of ``nursery``.
 
-    An error while entering is raised here. One that comes later, from what the context runs, goes
-    to ``on_failure`` after everything in it has ended; the nursery lives on.
+    An error while entering is raised here, what the host refuses as a HostError. One that comes
+    later, from what the context runs, goes to ``on_failure`` after everything in it has ended; the
+    nursery lives on.
     Cancel: while entering, the context is left again. Once entered it stays until ``leave``.
     """
     scope: Scope[T] = await nursery.start(_hold, context, on_failure)
@@ -120,6 +122,8 @@ async def _hold(
     except Exception as error:
         only = sole_cause(error)
         if scope is None:
+            if isinstance(only, OSError):  # Even of an import, where no descriptors are left.
+                raise refused("open", only) from only
             raise only from only.__cause__
         scope.failure = only
         on_failure(only)
