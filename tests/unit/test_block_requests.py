@@ -300,6 +300,19 @@ async def test_disk_that_is_not_sparse_has_no_discard(image: Path) -> None:
     assert (discarded.status, zeroed.status) == (UNSUPP, OK)
 
 
+@pytest.mark.parametrize(("sparse", "keeps"), [(True, False), (False, True)])
+async def test_zeroing_that_may_unmap_keeps_the_room_of_a_disk_that_is_not_sparse(
+    image: Path, sparse: bool, keeps: bool
+) -> None:
+    before = os.stat(image).st_blocks
+    async with running_disk(image, sparse=sparse) as disk:
+        answer = await disk.driver.ask([header(WRITE_ZEROES, 0), segment(0, SECTORS, 1)])
+
+    assert answer.status == OK
+    assert content(image) == bytes(SIZE)
+    assert (os.stat(image).st_blocks >= before) == keeps
+
+
 async def test_direct_disk_serves_buffers_that_are_not_aligned(
     image: Path, wants_ring: bool
 ) -> None:

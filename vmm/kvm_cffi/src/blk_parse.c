@@ -129,8 +129,9 @@ static uint8_t parse_range(const struct vk_disk *disk, const vk_chain *chain, bo
         return BLK_UNSUPP;
     if (!is_on_disk(disk, segment.sector, segment.sectors) || !may_change(disk, segment.sector))
         return BLK_IOERR;
-    bool punches = is_discard || (segment.flags & UNMAP) != 0 || disk->zeroes_by_punching;
-    request->operation = punches ? BLK_PUNCH : BLK_ZERO;
+    /* As write_zeroes_may_unmap says: a guest without DISCARD gives no room back by this either. */
+    bool unmaps = is_discard || ((segment.flags & UNMAP) != 0 && allows(disk, VK_DISK_DISCARD));
+    request->operation = unmaps || disk->zeroes_by_punching ? BLK_PUNCH : BLK_ZERO;
     request->sync_after = disk->is_written_through;
     request->offset = segment.sector * SECTOR_BYTES;
     request->bytes = request->left = (uint64_t)segment.sectors * SECTOR_BYTES;
