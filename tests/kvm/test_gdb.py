@@ -265,7 +265,8 @@ async def test_breakpoint_in_memory_does_not_move(place: Path) -> None:
             await move(Host(vmm, place / "log"), other, f"unix:{place}/m")
 
             await other.vmm.wait_for("nnn", SECONDS)
-            assert b"B" not in other.vmm.output
+            # What the guest says first it may have looked at before it moved.
+            assert b"B" not in other.vmm.output[1:]
 
 
 async def test_breakpoint_in_memory_is_not_there_while_the_vm_is_paused(place: Path) -> None:
