@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.kvm.guests import programs
 from tests.kvm.guests.image import write_kernel
+from tests.kvm.guests.meddling import Deed, Meddler, free_port
 from tests.kvm.guests.moving import move, two_hosts
 from tests.kvm.guests.processes import (
     SECONDS,
@@ -21,6 +23,7 @@ from tests.kvm.guests.processes import (
 )
 from vmm.errors import HostError
 from vmm.kvm_cffi.landlock import Ruleset
+from vmm.migration.protocol import Command
 from vmm.testing.process import VmmProcess
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm", "landlock")]
@@ -188,3 +191,20 @@ async def test_confined_vm_stays_where_it_is_if_its_rules_cannot_be_kept_elsewhe
 
         await one.rounds(3)
         assert (await other.vmm.api("GET", "vm.info")).status == 404
+
+
+async def test_vmm_is_not_confined_by_a_vm_that_did_not_come(place: Path) -> None:
+    disk = make_disk(place / "more" / "disk")
+    target = free_port()
+    async with two_hosts(place) as (one, other):
+        await one.boot(place, landlock_enable=True)
+        await one.rounds(3)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(other.refused_receive, f"tcp:127.0.0.1:{target}")
+            # All of it has come, and the machine is built.
+            meddler = Meddler(target, Command.COMPLETE, Deed.CUT_BEFORE)
+            await nursery.start(meddler.run)
+            await one.refused_send(f"tcp:127.0.0.1:{meddler.port}")
+
+        await other.boot(place, disks=[disk])
+        await other.rounds(3)

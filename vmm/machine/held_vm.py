@@ -225,9 +225,10 @@ class HeldVm:
             self._store(None)
             self._descriptors.keep(command.take_descriptors())
             await self._start(config, arrival)
-            self._confine(config)
             machine = self.needed_machine()
             runs = await machine.during(arrival.completion)
+            # Only now: nothing gives a file back, and this process may have to wait for another VM.
+            self._confine(config)
             # Bounded: waking waits for nothing, and the source for as long as its link's patience.
             # The VM is ours from here on.
             with trio.CancelScope(shield=True):
