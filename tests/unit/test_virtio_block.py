@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.unit.block_fixture import (
     OK,
@@ -26,6 +27,7 @@ from vmm.errors import ConfigError, HostError, InternalError, UnsupportedError
 from vmm.machine.disks import DiskPool, open_disk, pool_of
 from vmm.testing.driver import SplitDriver
 from vmm.testing.memory import FakeMemory
+from vmm.testing.virtio_pci import driven
 from vmm.virtio.block import Block, BlockFeature
 from vmm.virtio.device import Active
 from vmm.virtio.queue import SplitQueue
@@ -200,6 +202,18 @@ def test_size_that_is_no_multiple_of_a_sector_is_refused(device: Block, size: in
         device.resize(size)
 
     assert field(device, 0, "Q") == SIZE // SECTOR
+
+
+async def test_disk_whose_only_queue_is_being_reset_says_nothing_of_threads(
+    image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with block_device(image) as device:
+        async with driven(device) as bench:
+            await bench.driver.start()
+            await bench.driver.reset_queue(0)
+            await trio.testing.wait_all_tasks_blocked()
+
+    assert caplog.messages == []
 
 
 async def test_queue_in_python_is_refused(device: Block) -> None:

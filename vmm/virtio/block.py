@@ -215,7 +215,8 @@ class Block(VirtioDevice):
         self._choose_cache_mode()
         queues = [_in_c(queue) for queue in active.queues]
         with BlockEngine(self._disk, queues, limiter=self._limiter, poll_ns=POLL_NS) as engine:
-            self._choose_io(engine)
+            if queues:  # The kernel makes no ring for nothing, as while the only queue is reset.
+                self._choose_io(engine)
             await serve_disk(engine, self._note_errors)
 
     def _choose_io(self, engine: BlockEngine) -> None:
