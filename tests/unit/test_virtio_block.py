@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.unit.block_fixture import (
 from vmm.config.disk import DiskConfig, LockGranularity
 from vmm.config.rate_limit import RateLimitGroupConfig
 from vmm.errors import ConfigError, HostError, InternalError, UnsupportedError
+from vmm.kvm_cffi._kvm import lib
 from vmm.machine.disks import DiskPool, open_disk, pool_of
 from vmm.testing.driver import SplitDriver
 from vmm.testing.memory import FakeMemory
@@ -214,6 +216,30 @@ async def test_disk_whose_only_queue_is_being_reset_says_nothing_of_threads(
             await trio.testing.wait_all_tasks_blocked()
 
     assert caplog.messages == []
+
+
+class Strict:
+    """The C library on a host that does not permit io_uring."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(lib, name)
+
+    def vk_blk_open_ring(self, engine: object) -> int:
+        return -errno.EPERM
+
+
+async def test_host_that_does_not_permit_io_uring_is_told_what_to_change(
+    image: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vmm.kvm_cffi.block.lib", Strict())
+
+    async with running_disk(image) as disk:
+        assert (await disk.driver.read(0)).status == OK
+
+    [told] = caplog.messages
+    assert "served by threads" in told
+    assert "kernel.io_uring_disabled" in told
+    assert "seccomp" in told
 
 
 async def test_queue_in_python_is_refused(device: Block) -> None:

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 SECTOR = 512
 SERIAL_BYTES = 20
 
+RING_HINTS = {
+    errno.EPERM: "set kernel.io_uring_disabled to 0, or have a container's seccomp pass it",
+    errno.ENOSYS: "use a kernel that has it",
+    errno.ENOMEM: "free memory of the host, or raise the limit of locked memory (ulimit -l)",
+    errno.EOPNOTSUPP: "use a newer kernel",
+}
+"""What to do where there is no io_uring to be had."""
+
 
 class DiskAbility(IntFlag):
     """What a guest may do with a disk beside reading it."""
@@ -142,7 +150,9 @@ class BlockEngine(Closing):
 
     def open_ring(self) -> None:
         """Have the kernel do the I/O. Raises: HostError where io_uring is not to be had."""
-        check("io_uring_setup", lib.vk_blk_open_ring(self._handle))
+        result = lib.vk_blk_open_ring(self._handle)
+        if result < 0:
+            raise HostError("io_uring_setup", -result, hint=RING_HINTS.get(-result))
 
     def set_worker_cpus(self, host_cpus: Iterable[int]) -> None:
         """Keep the kernel's I/O workers of this process on some host CPUs. Raises: HostError."""
