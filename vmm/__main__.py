@@ -54,7 +54,9 @@ def _run(arguments: list[str]) -> int:
         invocation = parse(arguments)
         with set_up_log(invocation.verbosity, invocation.log_file, invocation.log_format):
             from vmm.loop import hold_signals, run_vmm
+            from vmm.seccomp import filter_system_calls
 
+            filter_system_calls(invocation.seccomp)
             with hold_signals():
                 return trio.run(partial(run_vmm, invocation))
     except VmmError as error:

@@ -10,7 +10,6 @@ the caller, by a VmmError) for one that can be read and asks for something impos
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,8 +33,6 @@ from vmm.errors import ConfigError, causes
 if TYPE_CHECKING:
     from vmm.config.requests import RestoreConfig
 
-logger = logging.getLogger(__name__)
-
 PROGRAM = "trio-vmm"
 USAGE = "vmm [OPTIONS] [--kernel <kernel>|--firmware <firmware>] …"
 SECCOMP_MODES = ("true", "false", "log", "errno")
@@ -49,7 +46,7 @@ VMM_OPTIONS = {
     "gdb": "Where debuggers come: path=<path>; the VM waits for the first one",
     "restore": "The snapshot to go on from: source_url=<url> and how; not beside a payload",
     "log-format": "What a line of the log looks like: a text with tokens such as {level} and {msg}",
-    "seccomp": f"Accepted for compatibility, without effect: {', '.join(SECCOMP_MODES)}",
+    "seccomp": "What a system call that no VMM makes does: true (it dies), log, errno; or false",
 }
 
 
@@ -67,7 +64,7 @@ class Invocation(NamedTuple):
     gdb: str | None = None
     log_file: str | None = None
     log_format: str | None = None
-    seccomp: str | None = None
+    seccomp: str = SECCOMP_MODES[0]
     verbosity: int = 0
     no_shutdown: bool = False
 
@@ -121,7 +118,6 @@ def parse(argv: Sequence[str]) -> Invocation:
             "the following required arguments were not provided:\n"
             "  <--kernel <kernel>|--firmware <firmware>|--igvm <igvm>>"
         )
-    _warn_of_seccomp(given.seccomp)
     return Invocation(
         config=_parse_config(given, vm_options, payload) if has_boot_item else None,
         # A payload goes before a snapshot, as in the original.
@@ -131,7 +127,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         gdb=endpoints.parse_gdb(given.gdb),
         log_file=given.log_file,
         log_format=given.log_format,
-        seccomp=given.seccomp,
+        seccomp=given.seccomp or SECCOMP_MODES[0],
         verbosity=given.verbosity,
         no_shutdown=given.no_shutdown,
     )
@@ -263,11 +259,6 @@ def _version_text(verbosity: int) -> str:
 
 def _is_given(given: argparse.Namespace, option: VmOption) -> bool:
     return getattr(given, option.dest) is not None
-
-
-def _warn_of_seccomp(mode: str | None) -> None:
-    if mode not in (None, "false"):
-        logger.warning("--seccomp %s has no effect: this version filters no system calls", mode)
 
 
 def _parse_restore(text: str | None) -> RestoreConfig | None:

@@ -155,6 +155,19 @@ int vk_landlock_new(uint64_t handled);
 int vk_landlock_allow(int ruleset, int path_fd, uint64_t rights);
 int vk_landlock_restrict(int ruleset);
 
+/*
+ * Seccomp; programs are arrays of struct sock_filter. One is for all threads that there are and will
+ * be; those of a kind are born with another besides, if it was declared before. With the names of the
+ * system calls from number 0 on, each ended by a zero byte, one that is trapped is named on stderr.
+ */
+enum vk_thread_kind {
+    VK_THREAD_VCPU = 0,
+    VK_THREAD_PAGER = 1,
+};
+int vk_seccomp_report_traps(const char *names, uint32_t bytes);
+int vk_seccomp_declare(enum vk_thread_kind kind, const void *program, uint32_t bytes);
+int vk_seccomp_restrict(const void *program, uint32_t bytes);
+
 /* Virtqueues; virtqueue.h says what the functions do. */
 typedef struct vk_queue vk_queue;
 typedef struct vk_chain vk_chain;

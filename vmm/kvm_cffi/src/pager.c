@@ -14,6 +14,7 @@
 #endif
 #include "faults.h"
 #include "pager.h"
+#include "seccomp.h"
 
 #include <errno.h>
 #include <linux/userfaultfd.h>
@@ -259,9 +260,21 @@ static uint64_t next_wanted(vk_pager *pager)
     return address;
 }
 
-void *vk_pager_answer(void *argument)
+/* What cannot be filtered brings the VM to no end but failure; faults are still answered till then. */
+static vk_pager *enter(void *argument)
 {
     vk_pager *pager = argument;
+    int error = vk_seccomp_enter(VK_THREAD_PAGER);
+    if (error != 0) {
+        fail(pager, -error);
+        atomic_store(&pager->is_stopping, true);
+    }
+    return pager;
+}
+
+void *vk_pager_answer(void *argument)
+{
+    vk_pager *pager = enter(argument);
     for (uint64_t address; (address = next_wanted(pager)) != 0;) {
         struct region *region = region_at(pager, address);
         uint64_t page = (address - region->hva) / region->page, count;
@@ -304,7 +317,7 @@ static void hear_fault(vk_pager *pager, uint64_t address)
 
 void *vk_pager_serve(void *argument)
 {
-    vk_pager *pager = argument;
+    vk_pager *pager = enter(argument);
     struct uffd_msg messages[MESSAGES];
     struct pollfd polled[] = {{pager->uffd, POLLIN, 0}, {pager->stop_fd, POLLIN, 0}};
     for (;;) {
@@ -352,7 +365,7 @@ static uint64_t fill_some(vk_pager *pager, struct region *region, uint64_t page)
 
 void *vk_pager_fill(void *argument)
 {
-    vk_pager *pager = argument;
+    vk_pager *pager = enter(argument);
     setpriority(PRIO_PROCESS, 0, 19); /* of this thread: the guest and who waits come first */
     for (uint32_t i = 0; i < pager->count; i++) {
         struct region *region = &pager->regions[i];

@@ -121,6 +121,7 @@ int vk_pager_start(vk_pager *pager)
         return room;
     sigset_t all, before;
     sigfillset(&all);
+    sigdelset(&all, SIGSYS); /* of a breach of its filter it dies, but not in silence */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int result = begin(pager, &pager->server, &pager->has_server, vk_pager_serve, "pager");
     if (result == 0 && pager->peer_fd >= 0)

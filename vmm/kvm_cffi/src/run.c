@@ -5,6 +5,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "seccomp.h"
 #include "thread.h"
 
 #include <errno.h>
@@ -215,6 +216,15 @@ static bool complete_access(vk_thread *thread)
     return true;
 }
 
+/* A vCPU whose thread cannot be filtered does not run. False: EXIT was requested. */
+static bool enter_filter(vk_thread *thread)
+{
+    for (int error; (error = vk_seccomp_enter(VK_THREAD_VCPU)) != 0;)
+        if (!report(thread, VK_EXIT_RUN_ERROR, (uint64_t)-error))
+            return false;
+    return true;
+}
+
 static void run_until_exit(vk_thread *thread)
 {
     for (;;) {
@@ -244,7 +254,8 @@ void *vk_thread_main(void *argument)
     atomic_store(&thread->tid, gettid());
     atomic_store(&thread->state, VK_RUNNING);
     vk_signal(thread->event_fd);
-    run_until_exit(thread);
+    if (enter_filter(thread))
+        run_until_exit(thread);
     atomic_store(&thread->state, VK_EXITED);
     vk_signal(thread->event_fd);
     return NULL;
