@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from vmm.kvm_cffi.bpf import NoneOf, OneOf, Rule, Without, assemble
+from vmm.kvm_cffi.bpf import ALLOWED, NoneOf, OneOf, Rule, Without, assemble
 from vmm.kvm_cffi.constants import (
     KVM_NMI,
     KVM_RUN,
@@ -23,7 +23,7 @@ from vmm.kvm_cffi.constants import (
     UFFDIO_WAKE,
     UFFDIO_ZEROPAGE,
 )
-from vmm.kvm_cffi.seccomp import ThreadKind, install
+from vmm.kvm_cffi.seccomp import install
 from vmm.kvm_cffi.system_calls import NUMBERS
 
 if TYPE_CHECKING:
@@ -108,31 +108,31 @@ PRCTL_OPTIONS = {
 }
 
 EVERYONE: Final[Mapping[str, Rule]] = {
-    **dict.fromkeys((FILES + WAITING + MEMORY + NETWORK + THREADS + IDENTITY).split(), Rule()),
-    "socket": Rule((OneOf(0, (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)),)),
-    "socketpair": Rule((OneOf(0, (AF_UNIX,)),)),
+    **dict.fromkeys((FILES + WAITING + MEMORY + NETWORK + THREADS + IDENTITY).split(), ALLOWED),
+    "socket": Rule(OneOf(0, AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)),
+    "socketpair": Rule(OneOf(0, AF_UNIX)),
     # A line typed into the terminal that the VMM was started from is run by the user's shell.
-    "ioctl": Rule((NoneOf(1, (TIOCSTI, TIOCLINUX)),)),
-    "prctl": Rule((OneOf(0, tuple(PRCTL_OPTIONS.values())),)),
-    "clone": Rule((Without(0, NEW_NAMESPACES),)),
+    "ioctl": Rule(NoneOf(1, TIOCSTI, TIOCLINUX)),
+    "prctl": Rule(OneOf(0, *PRCTL_OPTIONS.values())),
+    "clone": Rule(Without(0, NEW_NAMESPACES)),
     # Its flags are in memory, where no filter sees them; libc then takes clone.
     "clone3": Rule(action=ERRNO | errno.ENOSYS),
     # The C threads obey more rules than this; nobody can obey fewer.
-    "seccomp": Rule((OneOf(0, (SECCOMP_SET_MODE_FILTER,)), OneOf(1, (NO_FLAGS,)))),
+    "seccomp": Rule(OneOf(0, SECCOMP_SET_MODE_FILTER), OneOf(1, NO_FLAGS)),
 }
 
 PROT_EXEC = 4
-NO_CODE = Rule((Without(2, PROT_EXEC),))
+NO_CODE = Rule(Without(2, PROT_EXEC))
 
 ANY_C_THREAD: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(
         (
-            *("write", "futex", "clock_gettime", "sched_yield"),
-            *("rt_sigreturn", "rt_sigprocmask", "restart_syscall", "gettid", "exit"),
+            *("write", "futex", "clock_gettime", "sched_yield", "gettid"),
+            *("rt_sigreturn", "rt_sigprocmask", "restart_syscall"),
             # libc's malloc, and its end of a thread.
-            *("munmap", "madvise", "brk"),
+            *("munmap", "madvise", "brk", "sched_getaffinity", "set_robust_list", "rseq", "exit"),
         ),
-        Rule(),
+        ALLOWED,
     ),
     "mmap": NO_CODE,
     "mprotect": NO_CODE,
@@ -140,13 +140,13 @@ ANY_C_THREAD: Final[Mapping[str, Rule]] = {
 
 VCPU: Final[Mapping[str, Rule]] = {
     **ANY_C_THREAD,
-    "ioctl": Rule((OneOf(1, (KVM_RUN, KVM_NMI)),)),
+    "ioctl": Rule(OneOf(1, KVM_RUN, KVM_NMI)),
 }
 
 PAGER: Final[Mapping[str, Rule]] = {
     **ANY_C_THREAD,
-    **dict.fromkeys(("read", "poll", "ppoll", "recvfrom", "sendto", "setpriority"), Rule()),
-    "ioctl": Rule((OneOf(1, (UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE, UFFDIO_UNREGISTER)),)),
+    **dict.fromkeys(("read", "poll", "ppoll", "recvfrom", "sendto", "setpriority"), ALLOWED),
+    "ioctl": Rule(OneOf(1, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE, UFFDIO_UNREGISTER)),
 }
 
 
@@ -161,7 +161,8 @@ def filter_system_calls(mode: str) -> None:
     breach = BREACHES[mode]
     install(
         _program(EVERYONE, breach),
-        {ThreadKind.VCPU: _program(VCPU, breach), ThreadKind.PAGER: _program(PAGER, breach)},
+        vcpu=_program(VCPU, breach),
+        pager=_program(PAGER, breach),
         traps=breach == TRAP,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +153,7 @@ def test_parse_vm_options_without_a_payload_exit_2(
         (["--log-format", "{msg}"], Invocation(log_format="{msg}")),
         (["--no-shutdown"], Invocation(no_shutdown=True)),
         (["--seccomp", "false"], Invocation(seccomp="false")),
+        (["-v"], Invocation(seccomp="true", verbosity=1)),
     ],
 )
 def test_parse_vmm_options_alone_make_no_vm(arguments: list[str], invocation: Invocation) -> None:
@@ -181,14 +181,6 @@ def test_parse_gdb_without_a_path_is_refused(text: str) -> None:
 def test_parse_event_monitor_empty_says_what_is_required() -> None:
     with pytest.raises(ConfigError, match="path or fd required"):
         parse(["--event-monitor", ""])
-
-
-def test_parse_seccomp_that_would_filter_warns(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "vmm"):
-        parse(["--seccomp", "false"])
-        assert caplog.text == ""
-        parse(["--seccomp", "log"])
-    assert "--seccomp log has no effect" in caplog.text
 
 
 def test_parse_kernel_alone_has_the_defaults() -> None:

@@ -10,7 +10,7 @@ filter,seccomp,audit}.h.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,104 +30,119 @@ RETURN = 0x06
 ALLOW = 0x7FFF0000
 """SECCOMP_RET_ALLOW."""
 
-INSTRUCTION = "=HBBI"
+INSTRUCTION_BYTES = 8
 LONGEST_JUMP = 255
 
 
-class Instruction(NamedTuple):
-    """``struct sock_filter``. The jumps count from the next instruction on."""
+class Condition:
+    """What an argument is asked, in its lower 32 bits.
 
-    code: int
-    jump_true: int
-    jump_false: int
-    operand: int
-
-
-class OneOf(NamedTuple):
-    """An argument is one of these values, in its lower 32 bits.
-
-    So are all conditions: of the arguments that they are about, the kernel looks at no others.
+    The kernel reads no others of the arguments that conditions are about.
     """
 
-    argument: int
-    values: tuple[int, ...]
+    # None of these is a named tuple or a dataclass: those take longer to declare, at every start,
+    # than all programs take to write.
+    def __init__(self, argument: int, *values: int) -> None:
+        self.argument = argument
+        self.values = values
+
+    def test(self, refuse: bytes) -> bytes:
+        """Write the test of an argument that is loaded; it goes on where the condition holds."""
+        raise NotImplementedError
 
 
-class NoneOf(NamedTuple):
-    """An argument is none of these values."""
+class OneOf(Condition):
+    """It is one of these values."""
 
-    argument: int
-    values: tuple[int, ...]
-
-
-class Without(NamedTuple):
-    """An argument has none of these bits."""
-
-    argument: int
-    bits: int
-
-
-Condition = OneOf | NoneOf | Without
+    def test(self, refuse: bytes) -> bytes:
+        """See ``Condition``."""
+        last = len(self.values)
+        tests = (
+            _instruction(JUMP_IF_EQUAL, value, if_true=last - at)
+            for at, value in enumerate(self.values)
+        )
+        return b"".join(tests) + refuse
 
 
-class Rule(NamedTuple):
+class NoneOf(Condition):
+    """It is none of these values."""
+
+    def test(self, refuse: bytes) -> bytes:
+        """See ``Condition``."""
+        tests = (_instruction(JUMP_IF_EQUAL, value, if_false=1) + refuse for value in self.values)
+        return b"".join(tests)
+
+
+class Without(Condition):
+    """It has none of these bits."""
+
+    def test(self, refuse: bytes) -> bytes:
+        """See ``Condition``."""
+        tests = (_instruction(JUMP_IF_ANY_BIT, bits, if_false=1) + refuse for bits in self.values)
+        return b"".join(tests)
+
+
+class Rule:
     """What becomes of a call: ``action`` if all conditions hold, else what becomes of the rest."""
 
-    conditions: tuple[Condition, ...] = ()
-    action: int = ALLOW
+    def __init__(self, *conditions: Condition, action: int = ALLOW) -> None:
+        self.conditions = conditions
+        self.action = action
+
+
+ALLOWED = Rule()
 
 
 def assemble(rules: Mapping[int, Rule], otherwise: int) -> bytes:
     """Write the program of some rules, by the numbers of their calls, and an action for the rest.
 
-    It is an array of ``struct sock_filter``. A call of another architecture is one of the rest. So is any of x32: their numbers begin at
-    0x40000000, where no rule is.
+    It is an array of ``struct sock_filter``. A call of another architecture is one of the rest. So
+    is any of x32: their numbers begin at 0x40000000, where no rule is.
     """
-    program = [
-        Instruction(LOAD, 0, 0, ARCHITECTURE_AT),
-        Instruction(JUMP_IF_EQUAL, 1, 0, AUDIT_ARCH_X86_64),
-        Instruction(RETURN, 0, 0, otherwise),
-        Instruction(LOAD, 0, 0, NUMBER_AT),
-        *_tree(list(_ranges(rules)), otherwise),
-    ]
-    return b"".join(struct.pack(INSTRUCTION, *each) for each in program)
+    refuse = _instruction(RETURN, otherwise)
+    return b"".join(
+        (
+            _instruction(LOAD, ARCHITECTURE_AT),
+            _instruction(JUMP_IF_EQUAL, AUDIT_ARCH_X86_64, if_true=1),
+            refuse,
+            _instruction(LOAD, NUMBER_AT),
+            _tree(list(_ranges(rules)), refuse),
+        )
+    )
+
+
+def _instruction(code: int, operand: int, *, if_true: int = 0, if_false: int = 0) -> bytes:
+    """``struct sock_filter``. The jumps count from the next instruction on."""
+    return struct.pack("=HBBI", code, if_true, if_false, operand)
 
 
 def _ranges(rules: Mapping[int, Rule]) -> Iterator[tuple[int, Rule | None]]:
     """Where the rule changes, by rising numbers, each with the one from there on."""
-    yield 0, rules.get(0)
+    before: Rule | None = rules.get(0)
+    yield 0, before
     for number in sorted({each + step for each in rules for step in (0, 1)} - {0}):
-        if rules.get(number) != rules.get(number - 1):
-            yield number, rules.get(number)
+        rule = rules.get(number)
+        if rule is not before:
+            yield number, rule
+        before = rule
 
 
-def _tree(ranges: Sequence[tuple[int, Rule | None]], otherwise: int) -> list[Instruction]:
+def _tree(ranges: Sequence[tuple[int, Rule | None]], refuse: bytes) -> bytes:
     if len(ranges) == 1:
-        return _leaf(ranges[0][1], otherwise)
+        return _leaf(ranges[0][1], refuse)
     middle = len(ranges) // 2
-    below, above = _tree(ranges[:middle], otherwise), _tree(ranges[middle:], otherwise)
-    if len(below) > LONGEST_JUMP:
-        raise ValueError(f"{len(below)} instructions are more than a jump of {LONGEST_JUMP} skips")
-    return [Instruction(JUMP_IF_AT_LEAST, len(below), 0, ranges[middle][0]), *below, *above]
+    below, above = _tree(ranges[:middle], refuse), _tree(ranges[middle:], refuse)
+    skipped = len(below) // INSTRUCTION_BYTES
+    if skipped > LONGEST_JUMP:
+        raise ValueError(f"{skipped} instructions are more than a jump of {LONGEST_JUMP} skips")
+    return _instruction(JUMP_IF_AT_LEAST, ranges[middle][0], if_true=skipped) + below + above
 
 
-def _leaf(rule: Rule | None, otherwise: int) -> list[Instruction]:
-    refuse = Instruction(RETURN, 0, 0, otherwise)
+def _leaf(rule: Rule | None, refuse: bytes) -> bytes:
     if rule is None:
-        return [refuse]
-    made: list[Instruction] = []
-    for condition in rule.conditions:
-        made.append(Instruction(LOAD, 0, 0, ARGUMENTS_AT + ARGUMENT_BYTES * condition.argument))
-        match condition:
-            case OneOf(values=values):
-                made += [
-                    Instruction(JUMP_IF_EQUAL, len(values) - at, 0, value)
-                    for at, value in enumerate(values)
-                ]
-                made.append(refuse)
-            case NoneOf(values=values):
-                for value in values:
-                    made += [Instruction(JUMP_IF_EQUAL, 0, 1, value), refuse]
-            case Without(bits=bits):
-                made += [Instruction(JUMP_IF_ANY_BIT, 0, 1, bits), refuse]
-    return [*made, Instruction(RETURN, 0, 0, rule.action)]
+        return refuse
+    tests = (
+        _instruction(LOAD, ARGUMENTS_AT + ARGUMENT_BYTES * each.argument) + each.test(refuse)
+        for each in rule.conditions
+    )
+    return b"".join(tests) + _instruction(RETURN, rule.action)

@@ -8,15 +8,10 @@ Source: seccomp(2), Linux Documentation/userspace-api/seccomp_filter.rst.
 from __future__ import annotations
 
 import errno
-from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from vmm.errors import HostError
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.system_calls import NUMBERS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 HINTS = {
     errno.EINVAL: "use a kernel with CONFIG_SECCOMP_FILTER, or --seccomp false",
@@ -25,15 +20,8 @@ HINTS = {
 }
 
 
-class ThreadKind(IntEnum):
-    """The threads that live in C."""
-
-    VCPU = lib.VK_THREAD_VCPU
-    PAGER = lib.VK_THREAD_PAGER
-
-
-def install(everyone: bytes, kinds: Mapping[ThreadKind, bytes], *, traps: bool) -> None:
-    """Filter this process with one program, and threads of C from now on with those of their kind.
+def install(everyone: bytes, *, vcpu: bytes, pager: bytes, traps: bool) -> None:
+    """Filter this process with one program, and the threads of C that it makes with theirs.
 
     Programs are arrays of ``struct sock_filter``. With ``traps`` a call for which one returns
     SECCOMP_RET_TRAP is named on stderr before the process dies of it. Raises: HostError (host).
@@ -42,7 +30,7 @@ def install(everyone: bytes, kinds: Mapping[ThreadKind, bytes], *, traps: bool) 
         names = {number: name for name, number in NUMBERS.items()}
         text = "".join(f"{names.get(number, '')}\0" for number in range(max(names) + 1)).encode()
         _check(lib.vk_seccomp_report_traps(text, len(text)))
-    for kind, program in kinds.items():
+    for kind, program in ((lib.VK_THREAD_VCPU, vcpu), (lib.VK_THREAD_PAGER, pager)):
         _check(lib.vk_seccomp_declare(kind, ffi.from_buffer(program), len(program)))
     _check(lib.vk_seccomp_restrict(ffi.from_buffer(everyone), len(everyone)))
 
