@@ -11,7 +11,10 @@ from vmm.kvm_cffi.bpf import ALLOW, Condition, NoneOf, OneOf, Rule, Without, ass
 BREACH = 0x00030000
 OTHER = 0x00050026
 
-numbers = st.one_of(st.integers(0, 40), st.integers(0, 2**32 - 1))
+LAST_NUMBER = 2**31 - 1
+"""The kernel keeps a call's number in an int."""
+
+numbers = st.one_of(st.integers(0, 40), st.integers(0, LAST_NUMBER))
 words = st.one_of(st.integers(0, 8), st.integers(0, 2**32 - 1))
 kinds = st.sampled_from([OneOf, NoneOf, Without])
 several = st.lists(words, min_size=1, max_size=4)
@@ -46,7 +49,7 @@ def test_program_decides_as_its_rules_do(
 ) -> None:
     program = assemble(table, BREACH)
 
-    for number in {*table, *others, *(each + 1 for each in table if each < 2**32 - 1)}:
+    for number in {*table, *others, *(each + 1 for each in table)}:
         rule = table.get(number) if architecture == X86_64 else None
         is_met = rule is not None and all(holds(each, values) for each in rule.conditions)
         expected = rule.action if rule is not None and is_met else BREACH

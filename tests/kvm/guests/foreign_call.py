@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -14,6 +15,7 @@ from typing import ClassVar
 SINGLE_STEP, GET_REGISTERS, SET_REGISTERS, DETACH = 9, 12, 13, 17
 SEIZE, INTERRUPT = 0x4206, 0x4207
 ALL_THREADS = 0x40000000
+SECONDS = 30.0
 SYSCALL = b"\x0f\x05"
 NO_CALL = 2**64 - 1
 
@@ -42,7 +44,9 @@ def _ptrace(request: int, tid: int, data: object = None) -> None:
 @contextmanager
 def _stopped(tid: int) -> Iterator[Registers]:
     """Stop a thread in a system call, and let go of it as its registers are told then."""
+    deadline = time.monotonic() + SECONDS
     while (registers := _stop(tid)) is None:
+        assert time.monotonic() < deadline, "the thread makes no system call"
         os.sched_yield()
     yield registers
     _ptrace(SET_REGISTERS, tid, ctypes.byref(registers))

@@ -252,10 +252,11 @@ void *vk_thread_main(void *argument)
     pthread_setname_np(pthread_self(), thread->name);
     vk_thread_accept_kicks();
     atomic_store(&thread->tid, gettid());
-    atomic_store(&thread->state, VK_RUNNING);
-    vk_signal(thread->event_fd);
-    if (enter_filter(thread))
+    if (enter_filter(thread)) {
+        atomic_store(&thread->state, VK_RUNNING);
+        vk_signal(thread->event_fd);
         run_until_exit(thread);
+    }
     atomic_store(&thread->state, VK_EXITED);
     vk_signal(thread->event_fd);
     return NULL;
