@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from tests.kvm.guests.leaks import check_nothing_left, holdings
 from tests.kvm.guests.machines import SharedRam, configure, file_memory, owned, running
 from tests.kvm.guests.programs import HALT, say
 from tests.kvm.guests.virtio import AVAIL, BAR, DESC, USED, move_bar, set_up
+from vmm.config.disk import DiskConfig
 from vmm.config.vm import VmConfig
 from vmm.errors import ConfigError, DuplicateError, HostError, NotFoundError, UnsupportedError
+from vmm.machine import disks
 from vmm.machine.commands import Boot, Create, Delete, ResizeDisk, Shutdown
+from vmm.machine.disks import DiskPool
 from vmm.machine.scope import sole_cause
+from vmm.virtio.block import Block
 from vmm.virtio.pci_transport import NOTIFY
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
@@ -279,3 +284,37 @@ async def test_disk_without_a_back_end_here_is_refused_by_name(tmp_path: Path) -
 
     assert isinstance(cause := sole_cause(caught.value), UnsupportedError)
     assert "vhost_user" in str(cause)
+
+
+async def test_disks_of_a_machine_that_ends_are_left_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_end, ending, has_waited = trio.Event(), list[str](), list[bool]()
+    open_disk = disks.open_disk
+
+    @asynccontextmanager
+    async def slow_disk(config: DiskConfig, id: str, pool: DiskPool) -> AsyncIterator[Block]:
+        async with open_disk(config, id, pool) as device:
+            try:
+                yield device
+            finally:
+                ending.append(id)
+                if len(ending) == 2:
+                    both_end.set()
+                with trio.move_on_after(2, shield=True) as patience:
+                    await both_end.wait()
+                has_waited.append(patience.cancelled_caught)
+
+    monkeypatch.setattr(disks, "open_disk", slow_disk)
+    paths = [tmp_path / name for name in ("one", "other")]
+    for path in paths:
+        path.write_bytes(bytes(SIZE))
+    config = configure(
+        write_kernel(tmp_path, HALT),
+        disks=[{"path": str(path), "image_type": "Raw"} for path in paths],
+    )
+
+    async with running(config):
+        pass
+
+    assert has_waited == [False, False]

@@ -175,10 +175,11 @@ class Devices:
             yield
         finally:
             self._nursery = None
-            # Bounded: a device's I/O in flight has a deadline of its own.
+            # Bounded: a device's I/O in flight has a deadline of its own, which is that of all.
             with trio.CancelScope(shield=True):
-                for name in reversed(list(self._held)):
-                    await self.unplug(name)
+                async with trio.open_nursery() as leaving:
+                    for name in reversed(list(self._held)):
+                        leaving.start_soon(self.unplug, name)
 
     def save(self) -> dict[str, SavedDevice]:
         """Read every device; they sleep."""
