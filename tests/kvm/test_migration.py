@@ -97,6 +97,17 @@ async def test_local_move_hands_the_memory_over(place: Path, is_paused: bool) ->
         await other.rounds(3)
 
 
+async def test_local_move_of_memory_that_cannot_be_handed_over_is_refused(place: Path) -> None:
+    zones = [{"id": "far", "size": 32 << 20, "shared": True}]
+    async with host(place, "a") as one:
+        await one.boot(place, memory={"size": 32 << 20, "zones": zones})
+        await one.rounds(2)
+
+        assert "not all of this VM's RAM" in await one.refused_send(f"unix:{place}/m", local=True)
+
+        await one.rounds(2)
+
+
 async def test_local_move_takes_nodes_and_a_balloon_along(place: Path) -> None:
     zones = [{"id": name, "size": 32 << 20, "shared": True} for name in ("near", "far")]
     nodes = [

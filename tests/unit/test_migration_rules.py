@@ -128,3 +128,17 @@ def test_tls_folder_needs_the_files_of_its_side(tmp_path: Path) -> None:
     assert send("tcp:h:1", tls_dir=str(tmp_path)) == TcpAddress("h", 1)
     with pytest.raises(ConfigError, match=RECEIVER_FILES[1]):
         check_receive(ReceiveMigrationData(receiver_url="tcp:h:1", tls_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"size": 1 << 20, "zones": ({"id": "a", "size": 1 << 20, "shared": True},)},
+        {"size": 1 << 20, "shared": True, "zones": ({"id": "a", "size": 1 << 20},)},
+        {"size": 0, "zones": ({"id": "a", "size": 2 << 20, "file": "/a", "hugepages": True},)},
+    ],
+    ids=["beside a zone", "zone beside", "copy of a file"],
+)
+def test_local_needs_all_memory_to_be_where_others_can_map_it(memory: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="not all of this VM's RAM has one"):
+        send("unix:/m", MemoryConfig.model_validate(memory, strict=False), local=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vmm.config.requests import MigrationMode
 from vmm.config.rules.restore import validate_received
 from vmm.errors import ConfigError, UnsupportedError
+from vmm.machine.zones import zones_of
 from vmm.migration.address import Address, UnixAddress, parse_url
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def check_send(data: SendMigrationData, config: VmConfig) -> Address:
                 "memory_mode is Postcopy and prefault is on (memory, memory.zones); choose one",
             ),
             (
-                data.local and not _is_shared(config.memory),
+                data.local and not all(zone.is_file for zone in zones_of(config.memory)),
                 "local hands memory over as descriptors, and not all of this VM's RAM has one; "
-                "boot it with shared=on or hugepages=on (memory, memory.zones)",
+                "boot it with shared=on, or hugepages=on without a file (memory, memory.zones)",
             ),
         )
         if is_wrong
@@ -94,12 +95,6 @@ def check_receive(data: ReceiveMigrationData) -> Address:
 def is_prefaulted(memory: MemoryConfig) -> bool:
     """Whether any RAM is to be there from the start."""
     return memory.prefault or any(zone.prefault for zone in memory.zones or ())
-
-
-def _is_shared(memory: MemoryConfig) -> bool:
-    zones = memory.zones or ()
-    kinds = [(zone.shared, zone.hugepages) for zone in zones] or [(memory.shared, memory.hugepages)]
-    return all(shared or hugepages for shared, hugepages in kinds)
 
 
 def _tls_problems(folder: str | None, names: Sequence[str], *, is_unix: bool) -> list[str]:
