@@ -69,6 +69,8 @@ class Hotplug:
         self._events = events
         self._asked_back: dict[tuple[int, int], str] = {}
         self._leaving: set[str] = set()
+        self._unasked: set[tuple[int, int]] = set()
+        """Slots of which the log has that the guest ejected them so: it may do so for ever."""
         registers.serve(self)
 
     async def add(self, section: str, entry: PciSlot) -> Added:
@@ -118,7 +120,9 @@ class Hotplug:
         for slot in slots:
             name = self._asked_back.pop((segment, slot), None)
             if name is None:
-                logger.warning("The guest ejects slot %d of segment %d unasked", slot, segment)
+                if (segment, slot) not in self._unasked:
+                    self._unasked.add((segment, slot))
+                    logger.warning("The guest ejects slot %d of segment %d unasked", slot, segment)
                 continue
             self._registers.forget(segment, slot)
             names.append(name)
