@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.unit.block_fixture import (
     IN,
     OK,
     SECTOR,
+    BlockDriver,
     block_device,
     drivers_of,
     header,
@@ -156,6 +158,49 @@ async def test_disks_of_a_group_share_one_budget(tmp_path: Path) -> None:
         nursery.start_soon(one, "b.raw")
 
     assert 0.199 <= max(took) < SLOW_HOST_S
+
+
+async def test_large_requests_have_their_turn_beside_the_small_ones_of_a_group(
+    tmp_path: Path,
+) -> None:
+    limit = Limiter(Bucket(128 * SECTOR, SECOND // 10))
+
+    async def be_busy(driver: BlockDriver) -> None:
+        tokens = deque(driver.send([header(IN, 0)], [SECTOR, 1]) for _ in range(32))
+        while True:
+            driver.kick()
+            assert (await driver.answer(tokens.popleft())).status == OK
+            tokens.append(driver.send([header(IN, 0)], [SECTOR, 1]))
+
+    async with (
+        running_disk(tmp_path / "small.raw", limiter=limit) as small,
+        running_disk(tmp_path / "large.raw", limiter=limit) as large,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(be_busy, small.driver)
+        with trio.fail_after(SLOW_HOST_S):
+            for _ in range(4):
+                assert (await large.driver.read(0, 128)).status == OK
+        nursery.cancel_scope.cancel()
+
+
+async def test_disk_that_stops_while_it_waits_lets_the_others_of_its_group_go_on(
+    tmp_path: Path,
+) -> None:
+    limit = Limiter(Bucket(8 * SECTOR, 1000 * SECOND))
+    assert limit.take(4 * SECTOR) == 0
+    async with running_disk(tmp_path / "b.raw", limiter=limit) as second:
+        async with running_disk(tmp_path / "a.raw", limiter=limit) as first:
+            first.driver.send([header(IN, 0)], [8 * SECTOR, 1])
+            first.driver.kick()
+            await trio.testing.wait_all_tasks_blocked()
+            token = second.driver.send([header(IN, 0)], [SECTOR, 1])
+            second.driver.kick()
+            await trio.testing.wait_all_tasks_blocked()
+            assert second.device.counters["read_ops"] == 0
+            assert limit.take(SECTOR) == 0  # There is enough, but it is the other's turn.
+
+        assert (await second.driver.answer(token)).status == OK
 
 
 async def test_limited_disk_still_flushes_once_its_turn_has_come(tmp_path: Path) -> None:

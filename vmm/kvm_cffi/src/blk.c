@@ -59,7 +59,7 @@ static bool passes(struct vk_blk *blk, struct blk_request *request, uint64_t now
 {
     if (blk->limiter == NULL || !(request->is_read || request->is_write))
         return true;
-    uint64_t until_ns = vk_limiter_until(blk->limiter, request->bytes, now_ns);
+    uint64_t until_ns = vk_limiter_until(blk->limiter, &blk->turn, request->bytes, now_ns);
     if (until_ns == 0)
         return true;
     blk->is_limited = true;
@@ -67,6 +67,12 @@ static bool passes(struct vk_blk *blk, struct blk_request *request, uint64_t now
     vk_queue_unpop(request->queue->queue, request->head);
     vk_blk_release(blk, request);
     return false;
+}
+
+void vk_blk_leave_limiter(struct vk_blk *blk)
+{
+    if (blk->limiter != NULL)
+        vk_limiter_leave(blk->limiter, &blk->turn);
 }
 
 /* Takes one chain: 1 and its bytes are added, 0 when there is none to take now, or -EPROTO. */
@@ -116,6 +122,8 @@ static int take_round(struct vk_blk *blk)
         idle = result == 0 ? idle + 1 : 0;
         taken += result;
     }
+    if (!blk->is_limited)
+        vk_blk_leave_limiter(blk); /* the driver may have taken back what waited */
     return taken;
 }
 
@@ -298,6 +306,7 @@ uint32_t vk_blk_in_flight(const vk_blk *blk)
 void vk_blk_stop(vk_blk *blk)
 {
     blk->is_stopping = true;
+    vk_blk_leave_limiter(blk);
 }
 
 int64_t vk_blk_take(vk_blk *blk)

@@ -83,6 +83,7 @@ struct blk_list {
 struct vk_blk {
     struct vk_disk *disk;
     struct vk_limiter *limiter; /* NULL: none */
+    struct vk_turn turn;        /* with it */
     struct blk_queue *queues;
     uint32_t queue_count;
     struct blk_request *requests;
@@ -146,6 +147,9 @@ enum blk_course { BLK_GOES_ON, BLK_SUCCEEDED, BLK_FAILED };
 
 /* Takes in an operation's result. A request that goes on has a next operation, to be prepared anew. */
 enum blk_course vk_blk_done(struct vk_blk *blk, struct blk_request *request, int64_t result);
+
+/* Lets the other users of the limiter have its turn. */
+void vk_blk_leave_limiter(struct vk_blk *blk);
 
 /* Gives back what a request holds. */
 void vk_blk_release(struct vk_blk *blk, struct blk_request *request);

@@ -96,6 +96,7 @@ int vk_blk_fd(const vk_blk *blk)
  */
 void vk_blk_free(vk_blk *blk)
 {
+    vk_blk_leave_limiter(blk);
     if (blk->has_ring)
         vk_uring_close(&blk->ring);
     if (blk->completion_fd >= 0)

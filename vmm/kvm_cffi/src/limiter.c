@@ -7,6 +7,9 @@ typedef unsigned __int128 wide;
 
 /* Larger buckets than this limit nothing that a host can do; their sums stay in range. */
 #define SIZE_MOST (UINT64_C(1) << 56)
+/* When to ask again behind another user: soon if its time has come, and in time to see it leave. */
+#define LINE_LEAST_NS 1000u
+#define LINE_MOST_NS 100000000u
 
 static void fill(struct vk_bucket *bucket, const struct vk_bucket_setup *setup, uint64_t now_ns)
 {
@@ -74,14 +77,20 @@ static void take(struct vk_bucket *bucket, uint64_t tokens)
     bucket->budget -= (int64_t)(tokens - from_burst);
 }
 
-uint64_t vk_limiter_take_ops(vk_limiter *limiter, uint64_t bytes, uint64_t ops, uint64_t now_ns)
+static uint64_t wait_for(struct vk_limiter *limiter, uint64_t bytes, uint64_t ops, uint64_t now_ns)
 {
     refill(&limiter->bandwidth, now_ns);
     refill(&limiter->ops, now_ns);
     uint64_t for_bytes = wait_of(&limiter->bandwidth, bytes);
     uint64_t for_ops = wait_of(&limiter->ops, ops);
-    if (for_bytes != 0 || for_ops != 0)
-        return for_bytes > for_ops ? for_bytes : for_ops;
+    return for_bytes > for_ops ? for_bytes : for_ops;
+}
+
+uint64_t vk_limiter_take_ops(vk_limiter *limiter, uint64_t bytes, uint64_t ops, uint64_t now_ns)
+{
+    uint64_t wait_ns = wait_for(limiter, bytes, ops, now_ns);
+    if (wait_ns != 0)
+        return wait_ns;
     take(&limiter->bandwidth, bytes);
     take(&limiter->ops, ops);
     return 0;
@@ -92,10 +101,44 @@ uint64_t vk_limiter_take(vk_limiter *limiter, uint64_t bytes, uint64_t now_ns)
     return vk_limiter_take_ops(limiter, bytes, 1, now_ns);
 }
 
-uint64_t vk_limiter_until(vk_limiter *limiter, uint64_t bytes, uint64_t now_ns)
+/* Where a turn is in the line, or would be. */
+static struct vk_turn **place_of(vk_limiter *limiter, const struct vk_turn *turn)
 {
-    uint64_t wait_ns = vk_limiter_take(limiter, bytes, now_ns);
-    if (wait_ns == 0)
+    struct vk_turn **place = &limiter->first;
+    while (*place != NULL && *place != turn)
+        place = &(*place)->next;
+    return place;
+}
+
+static uint64_t wait_in_line(vk_limiter *limiter, const struct vk_turn *turn, uint64_t bytes,
+                             uint64_t now_ns)
+{
+    if (limiter->first == NULL || limiter->first == turn)
+        return vk_limiter_take(limiter, bytes, now_ns);
+    uint64_t wait_ns = wait_for(limiter, limiter->first->bytes, 1, now_ns);
+    if (wait_ns < LINE_LEAST_NS)
+        return LINE_LEAST_NS;
+    return wait_ns < LINE_MOST_NS ? wait_ns : LINE_MOST_NS;
+}
+
+uint64_t vk_limiter_until(vk_limiter *limiter, struct vk_turn *turn, uint64_t bytes,
+                          uint64_t now_ns)
+{
+    uint64_t wait_ns = wait_in_line(limiter, turn, bytes, now_ns);
+    if (wait_ns == 0) {
+        vk_limiter_leave(limiter, turn);
         return 0;
+    }
+    if (!turn->is_waiting)
+        *place_of(limiter, turn) = turn;
+    turn->is_waiting = true;
+    turn->bytes = bytes;
     return wait_ns < UINT64_MAX - now_ns ? now_ns + wait_ns : UINT64_MAX;
+}
+
+void vk_limiter_leave(vk_limiter *limiter, struct vk_turn *turn)
+{
+    if (turn->is_waiting)
+        *place_of(limiter, turn) = turn->next;
+    *turn = (struct vk_turn){.is_waiting = false};
 }

@@ -40,9 +40,9 @@ static int take_wakes(struct vk_net *net)
 }
 
 /* 0: it passes, else until when it has to wait. */
-static uint64_t limited_until(vk_limiter *limiter, uint64_t bytes)
+static uint64_t limited_until(vk_limiter *limiter, struct vk_turn *turn, uint64_t bytes)
 {
-    return limiter == NULL ? 0 : vk_limiter_until(limiter, bytes, vk_now_ns());
+    return limiter == NULL ? 0 : vk_limiter_until(limiter, turn, bytes, vk_now_ns());
 }
 
 /* Whether a direction is limited still. */
@@ -81,7 +81,7 @@ static int transmit(struct vk_net *net)
         return -EBADMSG;
     uint64_t bytes = chain->readable_bytes - HEADER_BYTES;
     if (!net->tx_is_paid) {
-        net->tx_until_ns = limited_until(net->tx_limiter, bytes);
+        net->tx_until_ns = limited_until(net->tx_limiter, &net->tx_turn, bytes);
         if (net->tx_until_ns != 0) {
             vk_queue_unpop(net->tx, chain->head);
             return 0;
@@ -139,7 +139,7 @@ static void deliver(struct vk_net *net, uint16_t head, uint32_t bytes)
 /* The size of a packet is known when it has been read, so it is held when it may not pass yet. */
 static bool hold(struct vk_net *net, uint16_t head, uint32_t bytes)
 {
-    net->rx_until_ns = limited_until(net->rx_limiter, bytes - HEADER_BYTES);
+    net->rx_until_ns = limited_until(net->rx_limiter, &net->rx_turn, bytes - HEADER_BYTES);
     net->has_held = net->rx_until_ns != 0;
     net->held_head = head;
     net->held_bytes = bytes;

@@ -27,6 +27,8 @@ struct vk_net {
     vk_queue *tx;
     vk_limiter *rx_limiter; /* NULL: none; likewise tx_limiter */
     vk_limiter *tx_limiter;
+    struct vk_turn rx_turn;
+    struct vk_turn tx_turn;
     struct vk_net_counters *counters;
     uint32_t tap_events; /* that epoll_fd waits for */
     bool is_enabled;

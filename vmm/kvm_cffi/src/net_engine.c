@@ -52,6 +52,10 @@ int vk_net_new(const struct vk_net_setup *setup, struct vk_net_counters *counter
 
 void vk_net_free(vk_net *net)
 {
+    if (net->rx_limiter != NULL)
+        vk_limiter_leave(net->rx_limiter, &net->rx_turn);
+    if (net->tx_limiter != NULL)
+        vk_limiter_leave(net->tx_limiter, &net->tx_turn);
     if (net->epoll_fd >= 0)
         close(net->epoll_fd);
     if (net->chain != NULL)
