@@ -43,11 +43,12 @@ def _loaded(context: ssl.SSLContext, folder: str, side: str) -> ssl.SSLContext:
     own, key = (os.path.join(folder, f"{side}-{name}.pem") for name in ("cert", "key"))
     try:
         context.load_verify_locations(os.path.join(folder, "ca-cert.pem"))
-        context.load_cert_chain(own, key)
+        # Without a phrase, be it none, OpenSSL asks the terminal for one, and the loop waits.
+        context.load_cert_chain(own, key, password="")
     except (ssl.SSLError, OSError) as error:
         raise ConfigError(
             f"tls_dir {folder} has files that cannot be used: {error}; give certificates and keys "
-            "in PEM that belong together"
+            "in PEM that belong together, and need no phrase"
         ) from error
     return context
 
