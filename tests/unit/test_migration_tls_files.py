@@ -55,7 +55,7 @@ def test_key_that_needs_a_phrase_is_refused_and_no_terminal_is_asked_for_it(
             text=True,
             check=True,
             timeout=30,
-            preexec_fn=take_terminal,  # noqa: PLW1509  nothing else runs here
+            preexec_fn=take_terminal,
         )
     finally:
         os.close(master)
