@@ -8,7 +8,7 @@ import pytest
 
 from tools.nested_host.launch import build
 from tools.nested_host.machine import Machine
-from tools.nested_host.pytest_bridge import HOST_KIB, causes, room_for_hosts
+from tools.nested_host.pytest_bridge import HOST_KIB, room_for_hosts
 
 RETRIED = pytest.StashKey[list[str]]()
 
@@ -24,7 +24,7 @@ def pytest_terminal_summary(
     """Say what was tried once more, and why."""
     for said in config.stash[RETRIED]:
         terminalreporter.write_line("two nested hosts were started once more:", yellow=True)
-        for line in causes(said):
+        for line in said.splitlines():
             terminalreporter.write_line(f"    {line}")
 
 

@@ -7,11 +7,15 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from tools.nested_host.cli import flatten
 from tools.nested_host.errors import NestedHostError
 from tools.nested_host.host import NestedHost
-from tools.nested_host.inside.frames import Kind
+from tools.nested_host.inside.frames import Frame, Kind
 from tools.nested_host.session import RemoteCommand
 from vmm.testing.stall import Stalled
+
+LAST = 1500
+"""So many characters of what a program has said are told with an error."""
 
 
 class Program(trio.abc.Stream):
@@ -27,9 +31,19 @@ class Program(trio.abc.Stream):
     @classmethod
     @asynccontextmanager
     async def started(cls, host: NestedHost, *words: str) -> AsyncIterator[Program]:
-        """Start it; it is killed if it has not ended by the end of the block."""
+        """Start it; it is killed if it has not ended by the end of the block.
+
+        An error in the block is told what the program said last.
+        """
         async with host.start(words) as command:
-            yield cls(command, words)
+            program = cls(command, words)
+            try:
+                yield program
+            except Exception as error:
+                last = program.transcript()[-LAST:]
+                for each in flatten(error) if isinstance(error, ExceptionGroup) else [error]:
+                    each.add_note(f"{program} (exit code {program.code}) said last:\n{last}")
+                raise
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write to its standard input."""
@@ -46,17 +60,19 @@ class Program(trio.abc.Stream):
         """
         while not self._unread and self.code is None:
             frame = await self._command.receive()
-            if frame.kind is Kind.STDOUT:
-                self._unread = frame.payload
-                self._said += frame.payload
-            elif frame.kind is Kind.STDERR:
-                self._said += frame.payload
-            elif frame.kind is Kind.EXIT:
-                self.code = frame.json()
-            elif frame.kind is Kind.FAILED:
+            if frame.kind is Kind.FAILED:
                 raise NestedHostError(str(frame.json()))
+            self._take(frame)
         data, self._unread = self._unread[:max_bytes], self._unread[len(self._unread[:max_bytes]) :]
         return data
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind is Kind.STDOUT:
+            self._unread += frame.payload
+        if frame.kind in (Kind.STDOUT, Kind.STDERR):
+            self._said += frame.payload
+        elif frame.kind is Kind.EXIT:
+            self.code = frame.json()
 
     async def end_input(self) -> None:
         """Let it read the end of its standard input."""
@@ -91,6 +107,8 @@ class Program(trio.abc.Stream):
 
     def transcript(self) -> str:
         """All that it has said."""
+        while (frame := self._command.receive_nowait()) is not None:
+            self._take(frame)
         return self._said.decode(errors="replace")
 
     def __str__(self) -> str:

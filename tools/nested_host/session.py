@@ -45,6 +45,13 @@ class RemoteCommand:
         except trio.EndOfChannel:
             raise self._session.died() from None
 
+    def receive_nowait(self) -> Frame | None:
+        """Return the next frame, if one has come."""
+        try:
+            return self._frames.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return None
+
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         """Send it input, its end, or a raw payload of another kind."""
         view = memoryview(payload)
