@@ -333,6 +333,22 @@ async def test_pause_keeps_connections(guest: VsockGuest) -> None:
     assert await read_all(stream, 8) == b"likewise"
 
 
+async def test_pause_is_no_time_in_which_the_guest_could_have_answered(
+    mock_clock: trio.testing.MockClock, guest: VsockGuest
+) -> None:
+    stream = await guest.silent_client()
+    await stream.send_all(b"CONNECT 7\n")
+    request = await guest.hears(Op.REQUEST)
+
+    await guest.bench.transport.sleep()
+    mock_clock.jump(2 * switch.ANSWER_SECONDS)
+    guest.bench.transport.wake()
+    await guest.hears_nothing()
+
+    guest.send(Op.RESPONSE, request.src_port, 7)
+    assert await read_line(stream) == b"OK %d\n" % request.src_port
+
+
 async def test_driver_of_a_restored_device_hears_that_all_is_gone(guest: VsockGuest) -> None:
     guest.bench.device.load(guest.bench.device.save())
     await guest.start()

@@ -94,7 +94,11 @@ class Switch:
 
     @contextmanager
     def watching(self, kicks: Sequence[int]) -> Iterator[None]:
-        """Have ``fd`` tell of eventfds as well; nobody needs to read them."""
+        """Have ``fd`` tell of eventfds as well; nobody needs to read them.
+
+        The guest's time to answer begins anew: it may have stood until now.
+        """
+        self._waiting = dict.fromkeys(self._waiting, self._clock() + ANSWER_SECONDS)
         for kick in kicks:
             self._epoll.register(kick, select.EPOLLIN | select.EPOLLET)
         try:
