@@ -212,6 +212,23 @@ async def test_change_of_the_configuration_is_announced_once_the_driver_is_ready
     assert driver.read(0x2000, 1) == 0
 
 
+async def test_interrupts_that_were_on_their_way_are_raised_again_after_a_restore(
+    bench: Bench,
+) -> None:
+    await bench.driver.start()
+    await settle()
+    recorder(bench).config_changed()
+    await bench.transport.sleep()
+    state, vectors = bench.transport.save()
+
+    async with driven(Recorder()) as other:
+        other.transport.load(state, vectors, bench.transport.configuration.save())
+        other.transport.wake()
+
+        for vector in (0, 1, 2):
+            await other.interrupt(vector)
+
+
 async def test_doorbell_that_gets_this_far_kicks_its_queue(bench: Bench) -> None:
     bench.driver.kick(1)
     bench.driver.kick(2)

@@ -294,8 +294,7 @@ class VirtioPci:
         done = self.runner.stop()
         self.device.reset()
         if not done.is_set():
-            # Asked for once more, or by the next driver, it still waits for what ran at first.
-            self._common.lingering |= before
+            self._common.lingering |= before  # Asked for twice, it is under way still.
             self._common.refresh()
         return done
 
@@ -356,6 +355,9 @@ class VirtioPci:
             source = self._config_source if queue is None else queue
             self._around.sources.lead(source, vector)
         self._around.sources.apply(self._msix.load(vectors))
+        # Interrupts may have been on their way; one more than needed does no harm.
+        if self._isr & Isr.CONFIG:
+            self._around.sources.signal(self._config_source)
         if state.is_active:
             self._active = self._active_as(state.queues)
 
@@ -368,7 +370,6 @@ class VirtioPci:
             at = each.position
             moved = fresh.moved_to(at.next_avail, at.next_used, at.unsignalled)
             queues.append(self._open_queue(moved))
-            # An interrupt may have been on its way; one more than needed does no harm.
             self._around.sources.signal(index)
         features = self._negotiation.accepted
         return Active(features, tuple(queues), self._around.memory, self.config_changed)
