@@ -77,11 +77,12 @@ class MovingMemory:
     def move(self, base: int | None) -> None:
         """Be at a guest address, or nowhere. Raises: HostError."""
         hva = address_of(self._memory)
-        if self._base is not None:
-            self._vm.set_user_memory_region(self._slot, self._base, 0, hva)
-        self._base = base
+        before, self._base = self._base, None
+        if before is not None:
+            self._vm.set_user_memory_region(self._slot, before, 0, hva)
         if base is not None:
             self._vm.set_user_memory_region(self._slot, base, len(self._memory), hva)
+            self._base = base
 
     def read(self, offset: int, size: int) -> int:
         """Give what is there; zero past its end."""

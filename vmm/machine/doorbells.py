@@ -25,7 +25,8 @@ class Doorbells:
         self._vm = vm
         self._offset = offset
         self._stride = stride
-        self._base: int | None = None
+        self._rings: list[tuple[int, int]] = []
+        """What KVM has been told: each doorbell's descriptor and address."""
 
     def __enter__(self) -> Doorbells:
         return self
@@ -43,14 +44,12 @@ class Doorbells:
 
     def move(self, base: int | None) -> None:
         """Be in a BAR that begins at an address, or nowhere. Raises: HostError."""
-        if self._base is not None:
-            self._assign(self._base, is_there=False)
-        self._base = base
-        if base is not None:
-            self._assign(base, is_there=True)
-
-    def _assign(self, base: int, *, is_there: bool) -> None:
+        # Without a length a write of any width rings, and KVM finds the doorbell sooner.
+        while self._rings:
+            self._vm.ioeventfd(*self._rings.pop(), 0, assign=False)
+        if base is None:
+            return
         for number, fd in enumerate(self.fds):
-            # Without a length a write of any width rings, and KVM finds the doorbell sooner.
-            address = base + self._offset + number * self._stride
-            self._vm.ioeventfd(fd, address, 0, assign=is_there)
+            ring = fd, base + self._offset + number * self._stride
+            self._vm.ioeventfd(*ring, 0)
+            self._rings.append(ring)

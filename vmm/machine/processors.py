@@ -1,9 +1,7 @@
-"""The vCPUs of a new machine: created, told what they are, and set to the kernel's entry."""
+"""The vCPUs of a new machine: told what they are, and set to the kernel's entry."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot import registers
@@ -17,7 +15,7 @@ from vmm.kvm_cffi.structs import CpuidEntry, Fpu
 if TYPE_CHECKING:
     from vmm.boot.entry import KernelEntry
     from vmm.config.cpus import CpusConfig
-    from vmm.kvm_cffi import Kvm, Vcpu, Vm
+    from vmm.kvm_cffi import Kvm, Vcpu
     from vmm.machine.saved import SavedVcpu
 
 X2APIC_ABOVE = 254
@@ -80,39 +78,29 @@ def describe(kvm: Kvm, cpus: CpusConfig) -> Processors:
     return Processors(model, tuple(common), x2apic_ids(cpus.max_vcpus, topology))
 
 
-@contextmanager
-def create(vm: Vm, processors: Processors, index: int, entry: KernelEntry | None) -> Iterator[Vcpu]:
-    """Create a vCPU, set to the kernel's entry if there is one.
-
-    All get the same registers; KVM lets all but the first wait for INIT and SIPI.
-    Raises: HostError.
-    """
-    with vm.create_vcpu(processors.apic_ids[index]) as vcpu:
-        _set_up(vcpu, index, processors, entry)
-        yield vcpu
-
-
-@contextmanager
-def recreate(
-    vm: Vm, processors: Processors, index: int, state: SavedVcpu, elapsed_ns: int
-) -> Iterator[Vcpu]:
-    """Create a vCPU that is what another was ``elapsed_ns`` ago.
+def bring_back(
+    vcpu: Vcpu, index: int, processors: Processors, state: SavedVcpu, elapsed_ns: int
+) -> None:
+    """Make a new vCPU what another was ``elapsed_ns`` ago.
 
     Raises: ConfigError when its state is none of a vCPU here (caller), HostError.
     """
     from vmm.machine.vcpu_state import load_vcpu  # Only now: most VMs are booted.
 
-    with vm.create_vcpu(processors.apic_ids[index]) as vcpu:
-        if processors.model.kvm_hyperv:
-            vcpu.enable_cap(constants.KVM_CAP_HYPERV_SYNIC)
-        try:
-            load_vcpu(vcpu, state, elapsed_ns)
-        except OverflowError as error:
-            raise ConfigError(f"The saved vCPU {index} has an impossible value: {error}") from None
-        yield vcpu
+    if processors.model.kvm_hyperv:
+        vcpu.enable_cap(constants.KVM_CAP_HYPERV_SYNIC)
+    try:
+        load_vcpu(vcpu, state, elapsed_ns)
+    except OverflowError as error:
+        raise ConfigError(f"The saved vCPU {index} has an impossible value: {error}") from None
 
 
-def _set_up(vcpu: Vcpu, index: int, processors: Processors, entry: KernelEntry | None) -> None:
+def set_up(vcpu: Vcpu, index: int, processors: Processors, entry: KernelEntry | None) -> None:
+    """Set a new vCPU to the kernel's entry, if there is one.
+
+    All get the same registers; KVM lets all but the first wait for INIT and SIPI.
+    Raises: HostError.
+    """
     model = processors.model
     vcpu.set_cpuid2(vcpu_cpuid(processors.common, model, index, vcpu.get_tsc_khz()))
     if model.kvm_hyperv:

@@ -63,7 +63,9 @@ class Vcpus:
         self._registers = registers
         self._pinned = {each.vcpu: tuple(each.host_cpus) for each in config.affinity or ()}
         self._stack = ExitStack()
+        self._created: dict[int, Vcpu] = {}
         self._made: dict[int, Vcpu] = {}
+        """Of those that were created, which KVM does only once, the ones that could be set up."""
         self._tasks: dict[int, VcpuTask] = {}
         self._scopes: dict[int, trio.CancelScope] = {}
         self._leaving: dict[int, trio.Event] = {}
@@ -246,17 +248,23 @@ class Vcpus:
                 await self._run(index, has_own_cookie=self._config.core_scheduling != "Off")
                 started.append(index)
         except BaseException:
-            for index in started:
-                self.eject_cpu(index)
+            # Bounded: a thread's end has a deadline.
+            with trio.CancelScope(shield=True):
+                for gone in [self.eject_cpu(index) for index in started]:
+                    await gone.wait()
             raise
 
     def _make(self, index: int, saved: SavedVcpu | None = None) -> None:
+        if index not in self._created:
+            created = self._vm.create_vcpu(self._model.apic_ids[index])
+            self._created[index] = self._stack.enter_context(created)
+        vcpu = self._created[index]
         if saved is None:
-            vcpu = processors.create(self._vm, self._model, index, self._entry)
+            processors.set_up(vcpu, index, self._model, self._entry)
         else:
             elapsed = time.time_ns() - self._saved_at
-            vcpu = processors.recreate(self._vm, self._model, index, saved, elapsed)
-        self._made[index] = self._stack.enter_context(vcpu)
+            processors.bring_back(vcpu, index, self._model, saved, elapsed)
+        self._made[index] = vcpu
 
     async def _run(self, index: int, *, has_own_cookie: bool = False) -> None:
         assert self._nursery is not None, "vCPUs run while the machine does"
