@@ -6,9 +6,11 @@ trio task (or thread) that speaks, the level and the place.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
+import select
 import sys
 import threading
 from collections.abc import Iterator
@@ -85,8 +87,22 @@ class _Descriptor(io.TextIOBase):
     def write(self, text: str) -> int:
         data = text.encode(errors="backslashreplace")
         while data:
-            data = data[os.write(self._fd, data) :]
+            data = data[_write(self._fd, data) :]
         return len(text)
+
+
+def _write(fd: int, data: bytes) -> int:
+    """Write what does not block, and say how much: the loop waits for no reader of the log.
+
+    The descriptor may be shared with others, who would be surprised if it blocked no more. Raises:
+    OSError, BlockingIOError where nothing can be written now.
+    """
+    readiness = select.poll()
+    readiness.register(fd, select.POLLOUT)
+    if not readiness.poll(0):
+        raise BlockingIOError(errno.EAGAIN, "its reader is too slow")
+    # So much a pipe takes at once when it is ready (pipe(7)).
+    return os.write(fd, data[: select.PIPE_BUF])
 
 
 class _Handler(logging.StreamHandler[_Descriptor]):
@@ -108,7 +124,7 @@ class _Handler(logging.StreamHandler[_Descriptor]):
 
 def _say(text: str) -> None:
     try:
-        os.write(_STDERR, text.encode())
+        _write(_STDERR, text.encode())
     except OSError:
         return  # The terminal is gone as well: nobody is left to tell.
 

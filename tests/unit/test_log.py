@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +18,17 @@ from vmm.log import TRACE, set_up_log
 
 ours = logging.getLogger("vmm.machine.vm")
 theirs = logging.getLogger("hpack.hpack")
+
+LINES = 10_000
+"""More than a pipe holds."""
+MANY_LINES = f"""
+import logging
+from vmm.log import set_up_log
+with set_up_log(0, None):
+    for number in range({LINES}):
+        logging.getLogger("vmm.x").warning("line %d", number)
+print("all said")
+"""
 
 
 @pytest.mark.parametrize(
@@ -119,3 +133,23 @@ def test_end_restores_what_was_before(tmp_path: Path) -> None:
         pass
 
     assert (root.level, package.level, list(root.handlers)) == before
+
+
+def test_reader_that_stands_still_loses_lines_and_holds_nobody_up() -> None:
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", MANY_LINES],
+            stderr=writing,
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=30,
+        )
+        os.set_blocking(reading, False)
+        said = os.read(reading, 1 << 20)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert done.stdout == b"all said\n"
+    assert said.startswith(b"vmm: ")
+    assert said.count(b"\n") < LINES
