@@ -163,3 +163,26 @@ async def test_vmm_that_is_to_end_waits_for_memory_that_follows_as_long_as_it_do
 
     assert move.info().transferred_bytes == 10 * 4096
     assert events.names == ["migration-finished"]
+
+
+async def test_cancel_while_the_vm_is_given_away_waits_for_that_and_for_no_memory() -> None:
+    move, _ = moving()
+    taken = trio.Event()
+
+    async def operation(progress: Progress) -> None:
+        progress.fate = Fate.UNKNOWN
+        await taken.wait()
+        progress.fate = Fate.GONE
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move.run, operation)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(move.cancel)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not move.progress.settled.is_set()
+        taken.set()
+        with trio.fail_after(10):
+            await move.cancel()
+        assert not move.is_over
+        nursery.cancel_scope.cancel()

@@ -49,14 +49,15 @@ class Moving:
         return self.progress.describe()
 
     async def cancel(self) -> None:
-        """Stop it, unless the VM is changing sides or has, and wait for its end."""
+        """Stop it, and wait until it has ended, or it is sure that the VM has changed sides."""
         if self.progress.may_stop:
             self._scope.cancel()
-        await self.until_over()
+        await self.progress.settled.wait()
 
     async def stop(self) -> None:
-        """The same, for a VMM that is to end: memory that follows a VM is waited for while some
-        does, and no longer for a destination that asks for none and never closes.
+        """Stop it and wait for its end, for a VM that is to end: memory that follows one elsewhere
+        is waited for while some does, and no longer for a destination that asks for none and never
+        closes.
         """
         if self.progress.may_stop:
             self._scope.cancel()

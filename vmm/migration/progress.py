@@ -7,6 +7,8 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import trio
+
 from vmm.config.info import MigrationInfo, MigrationPhase
 
 if TYPE_CHECKING:
@@ -34,9 +36,10 @@ class Progress:
         self.iteration = 0
         self.throttle_percent = 0
         self.error: str | None = None
-        self.fate = Fate.HERE
-        self.has_arrived = False
-        """Whether the VM is here, of one that comes; its memory may still follow."""
+        self._fate = Fate.HERE
+        self._has_arrived = False
+        self.settled = trio.Event()
+        """Set once the VM has changed sides, or it has ended without that."""
         self.stands = False
         """Whether the VM was stopped for the move and could not be woken again."""
         self.downtime_s: float | None = None
@@ -50,6 +53,30 @@ class Progress:
         self._moving_since: float | None = None
         self._dirty_rate = 0.0
         self._pass_began = self._began
+
+    @property
+    def fate(self) -> Fate:
+        """Where the VM is, of one that is sent."""
+        return self._fate
+
+    @fate.setter
+    def fate(self, fate: Fate) -> None:
+        self._fate = fate
+        self._settle()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the VM is here, of one that comes; its memory may still follow."""
+        return self._has_arrived
+
+    @has_arrived.setter
+    def has_arrived(self, has_arrived: bool) -> None:
+        self._has_arrived = has_arrived
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.is_decided:
+            self.settled.set()
 
     @property
     def is_decided(self) -> bool:
@@ -105,6 +132,7 @@ class Progress:
         self.phase = phase
         self.error = error
         self._ended = self._clock()
+        self.settled.set()
 
     @property
     def throughput(self) -> float | None:
