@@ -255,7 +255,7 @@ def test_descriptor_of_another_kind_or_without_the_header_is_refused(flags: TunF
 def test_tap_that_was_deleted_is_the_hosts_error() -> None:
     with open_tap("lan", 1) as tap:
         ip("link", "del", "lan")
-        with pytest.raises(HostError):
+        with pytest.raises(HostError, match=r"deleted.*boot again"):
             tap.set_offloads(ALL_OFFLOADS)
         assert not Interface("lan").exists()
         assert fcntl.fcntl(tap.fds[0], fcntl.F_GETFD) >= 0

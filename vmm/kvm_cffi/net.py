@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vmm.kvm_cffi.limiter import Limiter
     from vmm.kvm_cffi.virtqueue import Virtqueue
 
-GONE = "the tap has been deleted, or is no tap; make one, and reset the device or boot again"
-HINTS = dict.fromkeys((errno.EBADF, errno.EBADFD, errno.ENODEV), GONE)
+GONE = "the tap has been deleted, or is no tap; make one, and boot again"
+GONE_HINTS = dict.fromkeys((errno.EBADF, errno.EBADFD, errno.ENODEV), GONE)
 
 
 class NetOutcome(IntFlag):
@@ -113,7 +113,7 @@ class NetEngine(Generic[State]):
 
     def _check(self, operation: str, result: int) -> int:
         if result < 0:
-            raise HostError(operation, -result, path=self._tap, hint=HINTS.get(-result))
+            raise HostError(operation, -result, path=self._tap, hint=GONE_HINTS.get(-result))
         return result
 
     @property

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from vmm.errors import ConfigError, HostError
+from vmm.kvm_cffi.net import GONE_HINTS
 from vmm.net import ioctls
 from vmm.net.interface import Interface
 from vmm.net.ioctls import TunFlag
@@ -52,6 +53,7 @@ class Tap:
             ioctls.call_with_value(self.fds[0], ioctls.TUNSETOFFLOAD, offloads)
         except OSError as error:
             hint = "turn offloads that its kernel does not have off (offload_tso, offload_ufo)"
+            hint = GONE_HINTS.get(error.errno or 0, hint)
             raise HostError.from_os_error(
                 "TUNSETOFFLOAD", error, path=self.name, hint=hint
             ) from error
@@ -63,7 +65,10 @@ class Tap:
             try:
                 _set_queue(self.fds[at], flag)
             except OSError as error:
-                raise HostError.from_os_error("TUNSETQUEUE", error, path=self.name) from error
+                hint = GONE_HINTS.get(error.errno or 0)
+                raise HostError.from_os_error(
+                    "TUNSETQUEUE", error, path=self.name, hint=hint
+                ) from error
         self._attached = count
 
 
