@@ -71,6 +71,30 @@ def test_tap_with_several_queues_has_a_descriptor_each_and_uses_as_many_as_told(
             assert f"numqueues {count} numdisabled {4 - count}" in ip("-d", "link", "show", "many")
 
 
+@pytest.mark.parametrize(("before", "wanted", "stuck"), [(1, 4, 2), (4, 1, 2)])
+def test_change_of_queues_that_fails_half_way_can_be_made_again(
+    monkeypatch: pytest.MonkeyPatch, before: int, wanted: int, stuck: int
+) -> None:
+    with open_tap("many", 4) as tap:
+        tap.use_queues(before)
+        refused = {tap.fds[stuck]}
+        call = ioctls.call
+
+        def failing(fd: int, number: int, argument: bytearray) -> None:
+            if fd in refused:
+                refused.remove(fd)
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            call(fd, number, argument)
+
+        monkeypatch.setattr(ioctls, "call", failing)
+        with pytest.raises(HostError, match="TUNSETQUEUE"):
+            tap.use_queues(wanted)
+
+        tap.use_queues(wanted)
+        used = f"numqueues {wanted} numdisabled {4 - wanted}"
+        assert used in ip("-d", "link", "show", "many")
+
+
 def test_interface_is_set_up_as_told() -> None:
     with open_tap("lan", 1) as tap:
         tap.interface.set_mac(bytes.fromhex("02aabbccddee"))

@@ -60,16 +60,18 @@ class Tap:
 
     def use_queues(self, count: int) -> None:
         """Have the host put packets into the first queues only. Raises: HostError."""
-        for at in range(min(count, self._attached), max(count, self._attached)):
-            flag = TunFlag.ATTACH_QUEUE if at < count else TunFlag.DETACH_QUEUE
-            try:
-                _set_queue(self.fds[at], flag)
-            except OSError as error:
-                hint = GONE_HINTS.get(error.errno or 0)
-                raise HostError.from_os_error(
-                    "TUNSETQUEUE", error, path=self.name, hint=hint
-                ) from error
-        self._attached = count
+        try:
+            while self._attached < count:
+                _set_queue(self.fds[self._attached], TunFlag.ATTACH_QUEUE)
+                self._attached += 1
+            while self._attached > count:
+                _set_queue(self.fds[self._attached - 1], TunFlag.DETACH_QUEUE)
+                self._attached -= 1
+        except OSError as error:
+            hint = GONE_HINTS.get(error.errno or 0)
+            raise HostError.from_os_error(
+                "TUNSETQUEUE", error, path=self.name, hint=hint
+            ) from error
 
 
 @contextmanager
