@@ -131,6 +131,17 @@ def test_state_of_an_older_version_is_brought_up_to_date() -> None:
     assert Second.from_json('{"version": 2, "length": 7}', "it") == Second(size=7)
 
 
+@settings(max_examples=5, deadline=None)
+@given(state=states(machine.SavedVcpu))
+def test_vcpu_of_before_guests_with_vms_of_their_own_is_none_of_those(state: SavedState) -> None:
+    fields = json.loads(state.to_json()) | {"version": 1}
+    del fields["nested"]
+
+    read = machine.SavedVcpu.from_json(json.dumps(fields), "it")
+
+    assert read == state.model_copy(update={"nested": b""})
+
+
 @pytest.mark.parametrize("version", [0, 1, 4, -1])
 def test_state_of_another_version_is_refused_by_name(version: int) -> None:
     text = json.dumps({"version": version, "size": 1})

@@ -98,10 +98,12 @@ class Lib:
     KVM_GET_FPU: int
     KVM_SET_FPU: int
     KVM_GET_MSRS: int
+    KVM_SET_NESTED_STATE: int
     KVM_SET_MSRS: int
     KVM_SET_CPUID2: int
     KVM_GET_CPUID2: int
     KVM_GET_LAPIC: int
+    KVM_GET_NESTED_STATE: int
     KVM_SET_LAPIC: int
     KVM_GET_MP_STATE: int
     KVM_SET_MP_STATE: int

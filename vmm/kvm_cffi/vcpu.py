@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 XSAVE_BYTES = 4096
 LAPIC_BYTES = 1024
+NESTED_HEADER_BYTES = 128
+NESTED_SIZE = slice(4, 8)
+"""Where ``struct kvm_nested_state`` says how many bytes it has."""
 
 
 class SyncRegs(IntFlag):
@@ -40,13 +43,17 @@ class SyncRegs(IntFlag):
 class Vcpu(Closing):
     """One vCPU; a context manager that unmaps its run area and closes its descriptor."""
 
-    def __init__(self, fd: int, index: int, *, run_bytes: int, xsave_bytes: int) -> None:
+    def __init__(
+        self, fd: int, index: int, *, run_bytes: int, xsave_bytes: int, nested_bytes: int
+    ) -> None:
         self.fd = fd
         self.index = index
         self.run_bytes = run_bytes
         self.has_thread = False
         """Set by the thread that runs this vCPU, for as long as it lives."""
         self._xsave_bytes = xsave_bytes
+        self.nested_bytes = nested_bytes
+        """The most that ``get_nested_state`` gives: 0 where KVM has no such state."""
         area = ffi.new("void **")
         try:
             check("mmap", lib.vk_map_run(fd, run_bytes, area))
@@ -127,6 +134,24 @@ class Vcpu(Closing):
     def set_xsave(self, area: bytes) -> None:
         """Replace the XSAVE area; it must be as long as ``get_xsave`` gives."""
         self._set_bytes("KVM_SET_XSAVE", lib.KVM_SET_XSAVE, area, self._xsave_bytes)
+
+    def get_nested_state(self) -> bytes:
+        """Return ``struct kvm_nested_state``: what a guest does that runs VMs itself.
+
+        Source: api.rst, KVM_GET_NESTED_STATE.
+        """
+        area = ffi.new("uint8_t[]", self.nested_bytes)
+        content = memoryview(ffi.buffer(area))
+        content[NESTED_SIZE] = self.nested_bytes.to_bytes(4, "little")
+        self._ioctl("KVM_GET_NESTED_STATE", lib.KVM_GET_NESTED_STATE, area)
+        return bytes(content[: int.from_bytes(content[NESTED_SIZE], "little")])
+
+    def set_nested_state(self, state: bytes) -> None:
+        """Replace that; the bytes of ``get_nested_state``."""
+        size = int.from_bytes(state[NESTED_SIZE], "little")
+        if not NESTED_HEADER_BYTES <= size == len(state):
+            raise InternalError(f"A nested state of {len(state)} bytes says that it has {size}")
+        self._ioctl("KVM_SET_NESTED_STATE", lib.KVM_SET_NESTED_STATE, ffi.new("uint8_t[]", state))
 
     def get_xcrs(self) -> dict[int, int]:
         """Return the extended control registers, by number."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmm.kvm_cffi._kvm import ffi, lib
 from vmm.kvm_cffi.check import check
 from vmm.kvm_cffi.closing import Closing
-from vmm.kvm_cffi.constants import KVM_CAP_XSAVE2
+from vmm.kvm_cffi.constants import KVM_CAP_NESTED_STATE, KVM_CAP_XSAVE2
 from vmm.kvm_cffi.structs import ClockData
 from vmm.kvm_cffi.vcpu import XSAVE_BYTES, Vcpu
 from vmm.page import PAGE
@@ -174,8 +174,15 @@ class Vm(Closing):
     def create_vcpu(self, index: int) -> Vcpu:
         """Make a vCPU whose APIC id is ``index``. Raises: HostError (host)."""
         xsave_bytes = max(self.check_extension(KVM_CAP_XSAVE2), XSAVE_BYTES)
+        nested_bytes = self.check_extension(KVM_CAP_NESTED_STATE)
         fd = self._ioctl_value("KVM_CREATE_VCPU", lib.KVM_CREATE_VCPU, index)
-        return Vcpu(fd, index, run_bytes=self._run_bytes, xsave_bytes=xsave_bytes)
+        return Vcpu(
+            fd,
+            index,
+            run_bytes=self._run_bytes,
+            xsave_bytes=xsave_bytes,
+            nested_bytes=nested_bytes,
+        )
 
     def _ioctl(self, name: str, request: int, argument: CData) -> int:
         return check(name, lib.vk_ioctl(self.fd, request, argument))

@@ -3,9 +3,12 @@
 The registers are KVM's own structures, with KVM's names.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from vmm.config.units import U8, U16, U32, U64, Array, Text
 from vmm.kvm_cffi.structs import CpuidEntry
-from vmm.saved import Bytes, SavedState
+from vmm.saved import Bytes, SavedState, Upgrade
 
 
 class SavedSegment(SavedState):
@@ -42,7 +45,13 @@ class SavedSregs(SavedState):
 
 
 class SavedVcpu(SavedState):
-    """One vCPU that stands: its registers, and all else that KVM knows of it."""
+    """One vCPU that stands: its registers, and all else that KVM knows of it.
+
+    ``nested`` is what it does as the host of VMs of its own, empty where it cannot.
+    """
+
+    VERSION = 2
+    UPGRADES: ClassVar[Mapping[int, Upgrade]] = {1: lambda before: before | {"nested": ""}}
 
     regs: dict[str, U64]
     sregs: SavedSregs
@@ -55,6 +64,7 @@ class SavedVcpu(SavedState):
     mp_state: U32
     tsc_khz: U32
     cpuid: Array[CpuidEntry]
+    nested: Bytes
 
 
 class SavedClock(SavedState):

@@ -1,19 +1,23 @@
 """All of a vCPU that another can go on from: read out of one, and put into a new one.
 
 The vCPU stands still meanwhile. The order of writing matters: the APIC base before the local APIC,
-that before the deadline of its timer, and what is pending last, as setting registers forgets it.
+that before the deadline of its timer; the registers that turn virtualisation on and say what it can
+do before what is nested in it; and what is pending last, as setting registers forgets it.
 Spec: Linux Documentation/virt/kvm/api.rst.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from vmm.boot.cpuid import AMD_ECX_SVM, LEAF_1_ECX_VMX
+from vmm.boot.cpuid_table import CpuidTable
 from vmm.boot.msrs import TSC
 from vmm.errors import ConfigError, HostError
 from vmm.kvm_cffi.registers import CONTROLS, REGS, SEGMENTS, TABLES
-from vmm.kvm_cffi.structs import DescriptorTable, MsrEntry, Regs, Segment, Sregs
+from vmm.kvm_cffi.structs import CpuidEntry, DescriptorTable, MsrEntry, Regs, Segment, Sregs
+from vmm.kvm_cffi.vcpu import NESTED_HEADER_BYTES
 from vmm.machine.saved import SavedSegment, SavedSregs, SavedTable, SavedVcpu
 
 if TYPE_CHECKING:
@@ -38,7 +42,8 @@ def save_vcpu(vcpu: Vcpu, msrs: Sequence[int]) -> SavedVcpu:
         debugregs=vcpu.get_debugregs(),
         mp_state=mp_state,
         tsc_khz=vcpu.get_tsc_khz(),
-        cpuid=tuple(vcpu.get_cpuid2()),
+        cpuid=(cpuid := tuple(vcpu.get_cpuid2())),
+        nested=vcpu.get_nested_state() if vcpu.nested_bytes and _may_run_vms(cpuid) else b"",
     )
 
 
@@ -72,8 +77,29 @@ def load_vcpu(vcpu: Vcpu, state: SavedVcpu, elapsed_ns: int) -> None:
     vcpu.set_debugregs(state.debugregs)
     vcpu.set_lapic(state.lapic)
     _set_msrs(vcpu, _advanced(state, elapsed_ns))
+    if state.nested:
+        _set_nested_state(vcpu, state.nested)
     vcpu.set_vcpu_events(state.events)
     vcpu.tell_paused()
+
+
+def _may_run_vms(cpuid: Iterable[CpuidEntry]) -> bool:
+    table = CpuidTable(cpuid)
+    return bool(table.get(0x1).ecx & LEAF_1_ECX_VMX or table.get(0x8000_0001).ecx & AMD_ECX_SVM)
+
+
+def _set_nested_state(vcpu: Vcpu, nested: bytes) -> None:
+    if not vcpu.nested_bytes:
+        raise ConfigError(
+            f"The saved vCPU {vcpu.index} runs VMs of its own and this host's KVM does not allow "
+            "that; restore it on one with nested virtualisation"
+        )
+    if not NESTED_HEADER_BYTES <= len(nested) <= vcpu.nested_bytes:
+        raise ConfigError(
+            f"What the saved vCPU {vcpu.index} does as a host has {len(nested)} bytes, and KVM "
+            f"takes {NESTED_HEADER_BYTES} to {vcpu.nested_bytes}; the state is not whole"
+        )
+    vcpu.set_nested_state(nested)
 
 
 def _set_frequency(vcpu: Vcpu, khz: int) -> None:
