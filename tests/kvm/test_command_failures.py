@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,12 +20,15 @@ from vmm.errors import HostError
 from vmm.kvm_cffi import Vcpu, Vm
 from vmm.machine.commands import (
     AddDevice,
+    Boot,
     Command,
     Coredump,
+    Create,
     Delete,
     Pause,
     Resize,
     Resume,
+    Shutdown,
     Snapshot,
 )
 
@@ -136,6 +140,31 @@ async def test_command_that_kvm_refuses_at_any_point_can_be_repeated(
             break
 
     assert 0 < number < CALLS_AT_MOST - 1
+
+
+async def test_vm_that_kvm_has_given_up_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(
+        write_kernel(tmp_path, HALT),
+        vsock={"cid": 3, "socket": str(tmp_path / "vsock")},
+        serial={"mode": "Null"},
+    )
+
+    def give_up(descriptor: object, name: str, *arguments: object) -> int:
+        raise HostError(name, errno.EIO)
+
+    async with owned() as held:
+        await held.do(Create(config))
+        before = holdings().descriptors
+        await held.do(Boot())
+        with monkeypatch.context() as patched:
+            for kind, name in ((Vm, "_ioctl"), (Vm, "_ioctl_value"), (Vcpu, "_ioctl")):
+                patched.setattr(kind, name, give_up)
+            await held.do(Shutdown())
+
+        # The consoles, too, are closed.
+        assert not set(holdings().descriptors) - set(before)
 
 
 async def refused(held: Owned, command: Command) -> bool:

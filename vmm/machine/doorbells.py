@@ -37,10 +37,12 @@ class Doorbells:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.move(None)
-        for fd in self.fds:
-            os.close(fd)
-        self.fds = ()
+        try:
+            self.move(None)
+        finally:  # A VM that KVM has given up refuses everything.
+            for fd in self.fds:
+                os.close(fd)
+            self.fds = ()
 
     def move(self, base: int | None) -> None:
         """Be in a BAR that begins at an address, or nowhere. Raises: HostError."""

@@ -90,11 +90,13 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for pin in list(self._attached):
-            self.mask(pin)
-        for line in self._lines.values():
-            os.close(line.fd)
-        self._lines.clear()
+        try:
+            for pin in list(self._attached):
+                self.mask(pin)
+        finally:  # A VM that KVM has given up refuses everything.
+            for line in self._lines.values():
+                os.close(line.fd)
+            self._lines.clear()
 
     def line(self, pin: int) -> InterruptLine:
         """Make the line of an IOAPIC pin; a pin has one.

@@ -54,13 +54,15 @@ class MsixSources(Closing):
 
     def close(self) -> None:
         """Detach every source, close its descriptor and give the GSIs back."""
-        for vector in list(self._unmasked):
-            self._mask(vector)
-        for fd in self.fds:
-            os.close(fd)
-        for gsi in self._gsi_of.values():
-            self._routes.free_gsi(gsi)
-        self.fds, self._vector_of, self._gsi_of = (), [], {}
+        try:
+            for vector in list(self._unmasked):
+                self._mask(vector)
+        finally:  # A VM that KVM has given up refuses everything.
+            for fd in self.fds:
+                os.close(fd)
+            for gsi in self._gsi_of.values():
+                self._routes.free_gsi(gsi)
+            self.fds, self._vector_of, self._gsi_of = (), [], {}
 
     def signal(self, source: int) -> None:
         """Raise a source's interrupt."""
