@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from pydantic import ValidationError
 
-from vmm import FEATURES, __version__, endpoints
+from vmm import BUILD_VERSION, FEATURES, endpoints
 from vmm.config.memory import MemoryConfig, MemoryZoneConfig
 from vmm.config.model import ConfigModel, LaterModel
 from vmm.config.payload import PayloadConfig
@@ -253,8 +253,13 @@ def _build_parser(vm_options: tuple[VmOption, ...]) -> _Parser:
 
 
 def _version_text(verbosity: int) -> str:
-    features = f"\nEnabled features: [{', '.join(FEATURES)}]" if verbosity else ""
-    return f"{PROGRAM} v{__version__}{features}"
+    from vmm.migration.protocol import VERSION  # Only now: most VMs never move.
+
+    # libvirt takes no other name.
+    lines = [f"cloud-hypervisor {BUILD_VERSION}", f"Migration Protocol Versions: {VERSION}"]
+    if verbosity:
+        lines.append(f"Enabled features: [{', '.join(FEATURES)}]")
+    return "\n".join(lines)
 
 
 def _is_given(given: argparse.Namespace, option: VmOption) -> bool:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 import trio.lowlevel
 
-from vmm import FEATURES, __version__
+from vmm import BUILD_VERSION, FEATURES, ORIGINAL_VERSION
 from vmm.cli import format_error_chain
 from vmm.errors import VmmError
 from vmm.events import open_event_sink
@@ -172,8 +172,8 @@ async def _serve_api(owner: VmOwner, listener: socket.socket, *, guest_runs: boo
 
     _collect_garbage_from_now_on()
     about = VmmPingResponse(
-        build_version=f"v{__version__}",
-        version=__version__,
+        build_version=BUILD_VERSION,
+        version=ORIGINAL_VERSION,
         pid=os.getpid(),
         features=FEATURES,
     )
