@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ async def test_vcpus_run_on_the_host_cpus_of_their_affinity(tmp_path: Path) -> N
 
 def host_cpus_by_thread() -> dict[str, set[int]]:
     """The host CPUs that each thread of this process may run on."""
-    return {
-        (task / "comm").read_text().strip(): os.sched_getaffinity(int(task.name))
-        for task in Path("/proc/self/task").iterdir()
-    }
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+            found[(task / "comm").read_text().strip()] = os.sched_getaffinity(int(task.name))
+    return found

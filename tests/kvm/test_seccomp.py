@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,10 @@ def threads(pid: int) -> dict[str, int]:
     found = {}
     for entry in Path(f"/proc/{pid}/task").iterdir():
         tid = int(entry.name)
-        name = "main" if tid == pid else (entry / "comm").read_text().strip()
-        if not name.startswith(OF_THE_KERNEL):
-            found[name] = tid
+        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+            name = "main" if tid == pid else (entry / "comm").read_text().strip()
+            if not name.startswith(OF_THE_KERNEL):
+                found[name] = tid
     return found
 
 

@@ -181,8 +181,11 @@ class VmmProcess:
 
     def threads(self) -> list[str]:
         """The names of the VMM's threads."""
-        folder = Path(f"/proc/{self.process.pid}/task")
-        return sorted((entry / "comm").read_text().strip() for entry in folder.iterdir())
+        found = []
+        for entry in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+                found.append((entry / "comm").read_text().strip())
+        return sorted(found)
 
     def transcript(self) -> str:
         """All that was printed, for a failed test's message."""

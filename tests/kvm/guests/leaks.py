@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 MIB = 1 << 20
 SLACK_BYTES = 32 * MIB
 """How much the interpreter's own memory may grow; the guests here have more."""
+
+GONE_S = 1.0
 
 WORKERS = ("Trio thread", "iou-wrk")
 """These end by themselves: trio's idle worker threads, which are made for imports, not for VMs, and
@@ -36,6 +40,7 @@ def holdings() -> Holdings:
 
 def check_nothing_left(before: Holdings) -> None:
     """Compare with an earlier stock. Raises: AssertionError that shows what differs."""
+    _until_joined_are_gone(before)
     now = holdings()
     assert now.threads == before.threads
     assert now.descriptors == before.descriptors, set(now.descriptors) ^ set(before.descriptors)
@@ -43,12 +48,20 @@ def check_nothing_left(before: Holdings) -> None:
     assert now.anonymous_bytes - before.anonymous_bytes < SLACK_BYTES
 
 
+def _until_joined_are_gone(before: Holdings) -> None:
+    """The kernel wakes who joins a thread a moment before it takes the thread from its list."""
+    end = time.monotonic() + GONE_S
+    while _threads() != before.threads and time.monotonic() < end:
+        os.sched_yield()
+
+
 def _threads() -> tuple[str, ...]:
     found = []
     for entry in Path("/proc/self/task").iterdir():
-        name = (entry / "comm").read_text().strip()
-        if not name.startswith(WORKERS):
-            found.append(f"{entry.name} {name}")
+        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+            name = (entry / "comm").read_text().strip()
+            if not name.startswith(WORKERS):
+                found.append(f"{entry.name} {name}")
     return tuple(sorted(found))
 
 
