@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import trio
+
+from vmm.testing.process import threads_of
 
 WORKER = "Trio thread"
 """trio's idle worker threads end by themselves."""
 PATIENCE_S = 60.0
 
 
-def threads(pid: int) -> list[str]:
-    """The names of its threads."""
-    names = (_read(task / "comm").strip() for task in _entries(pid, "task"))
-    return sorted(name for name in names if name)
-
-
 def descriptors(pid: int) -> list[str]:
     """What each of its open files is."""
     found = []
-    for entry in _entries(pid, "fd"):
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # Closed meanwhile.
             found.append(os.readlink(entry))
     return sorted(found)
@@ -33,7 +28,7 @@ def descriptors(pid: int) -> list[str]:
 
 def held(pid: int) -> Counter[str]:
     """What a VMM holds, without the numbers and folders of its own."""
-    names = [name for name in threads(pid) if not name.startswith(WORKER)]
+    names = [name for name in threads_of(pid).values() if not name.startswith(WORKER)]
     names += [name.rsplit("/", 1)[-1] for name in descriptors(pid)]
     return Counter(re.sub(r"\d+", "N", name) for name in names)
 
@@ -45,14 +40,3 @@ async def until_held(pid: int, usual: Counter[str]) -> None:
             await trio.sleep(0.05)
         return
     raise AssertionError(f"It holds {held(pid) - usual} more than the VMM without a move")
-
-
-def _entries(pid: int, folder: str) -> Iterator[Path]:
-    return Path(f"/proc/{pid}/{folder}").iterdir()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
-        return ""

@@ -13,8 +13,8 @@ from tests.guest.debian import vmm_pid
 from tests.guest.shell_load import disk_load, disk_rounds
 from tests.guest.test_memory import huge_pages  # noqa: F401  a fixture
 from tests.guest.test_snapshot import save, served, shell
-from tests.holding import threads
 from tools.images.kernels import Kernel
+from vmm.testing.process import threads_of
 from vmm.testing.stall import Stalled
 
 pytestmark = pytest.mark.guest
@@ -58,7 +58,7 @@ async def until_filled(guest: Guest) -> None:
     """Wait until the VMM has done with the threads that bring the pages. Raises: Stalled."""
     pid = vmm_pid(guest)
     with trio.move_on_after(SECONDS):
-        while any(name.startswith("pager") for name in threads(pid)):  # noqa: ASYNC110
+        while any(name.startswith("pager") for name in threads_of(pid).values()):  # noqa: ASYNC110
             await trio.sleep(0.1)  # Nothing tells of it.
         return
     raise Stalled(f"Pages are still read on demand\n{guest.vmm.transcript()}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from tests.kvm.guests.programs import HALT, tell
 from vmm.errors import ConfigError
 from vmm.kvm_cffi import Kvm
 from vmm.kvm_cffi.constants import KVM_CAP_HYPERV_SYNIC
+from vmm.testing.process import threads_of
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -91,9 +91,8 @@ async def test_vcpus_run_on_the_host_cpus_of_their_affinity(tmp_path: Path) -> N
 
 
 def host_cpus_by_thread() -> dict[str, set[int]]:
-    """The host CPUs that each thread of this process may run on."""
-    found = {}
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
-            found[(task / "comm").read_text().strip()] = os.sched_getaffinity(int(task.name))
-    return found
+    """The host CPUs that each vCPU's thread of this process may run on; they are there."""
+    names = threads_of(os.getpid())
+    return {
+        name: os.sched_getaffinity(tid) for tid, name in names.items() if name.startswith("vcpu")
+    }

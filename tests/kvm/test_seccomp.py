@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from tests.kvm.guests.processes import (
     short_folder,
 )
 from vmm.kvm_cffi.system_calls import NUMBERS
-from vmm.testing.process import VmmProcess
+from vmm.testing.process import VmmProcess, threads_of
 
 pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm")]
 
@@ -74,14 +73,8 @@ with Kvm.open() as kvm, Machines(kvm) as machines:
 
 def threads(pid: int) -> dict[str, int]:
     """The threads of a process by their names; the one that it began with is "main"."""
-    found = {}
-    for entry in Path(f"/proc/{pid}/task").iterdir():
-        tid = int(entry.name)
-        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
-            name = "main" if tid == pid else (entry / "comm").read_text().strip()
-            if not name.startswith(OF_THE_KERNEL):
-                found[name] = tid
-    return found
+    found = threads_of(pid) | {pid: "main"}
+    return {name: tid for tid, name in found.items() if not name.startswith(OF_THE_KERNEL)}
 
 
 def status(tid: int) -> dict[str, str]:

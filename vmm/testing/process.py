@@ -22,6 +22,18 @@ STOP_GRACE_S = 60.0
 """How long an ended VMM may take before it is killed; a nested host is slow."""
 
 
+def threads_of(pid: int) -> dict[int, str]:
+    """The threads of a process by their ids, with their names: of those that do not end meanwhile.
+
+    Source: proc(5), /proc/pid/task/tid/comm.
+    """
+    found = {}
+    for entry in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found[int(entry.name)] = (entry / "comm").read_text().strip()
+    return found
+
+
 class VmmProcess:
     """One running ``python -m vmm``. What it prints on stdout and stderr is kept."""
 
@@ -181,11 +193,7 @@ class VmmProcess:
 
     def threads(self) -> list[str]:
         """The names of the VMM's threads."""
-        found = []
-        for entry in Path(f"/proc/{self.process.pid}/task").iterdir():
-            with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
-                found.append((entry / "comm").read_text().strip())
-        return sorted(found)
+        return sorted(threads_of(self.process.pid).values())
 
     def transcript(self) -> str:
         """All that was printed, for a failed test's message."""

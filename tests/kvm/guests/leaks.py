@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from vmm.testing.process import threads_of
 
 MIB = 1 << 20
 SLACK_BYTES = 32 * MIB
@@ -56,12 +57,8 @@ def _until_joined_are_gone(before: Holdings) -> None:
 
 
 def _threads() -> tuple[str, ...]:
-    found = []
-    for entry in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
-            name = (entry / "comm").read_text().strip()
-            if not name.startswith(WORKERS):
-                found.append(f"{entry.name} {name}")
+    names = threads_of(os.getpid())
+    found = (f"{tid} {name}" for tid, name in names.items() if not name.startswith(WORKERS))
     return tuple(sorted(found))
 
 
