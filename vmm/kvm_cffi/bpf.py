@@ -10,6 +10,7 @@ filter,seccomp,audit}.h.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ INSTRUCTION_BYTES = 8
 LONGEST_JUMP = 255
 
 
-class Condition:
+class Condition(ABC):
     """What an argument is asked, in its lower 32 bits.
 
     The kernel reads no others of the arguments that conditions are about.
@@ -46,9 +47,9 @@ class Condition:
         self.argument = argument
         self.values = values
 
+    @abstractmethod
     def test(self, refuse: bytes) -> bytes:
         """Write the test of an argument that is loaded; it goes on where the condition holds."""
-        raise NotImplementedError
 
 
 class OneOf(Condition):
