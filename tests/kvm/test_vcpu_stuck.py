@@ -66,7 +66,8 @@ fd = os.memfd_create("content")
 os.truncate(fd, SIZE)
 try:
     pager = Pager(fd, SIZE)
-except HostError:
+except HostError as error:
+    print(error, file=sys.stderr)
     sys.exit({NO_PAGER})
 # Nobody answers for what is touched of this memory: the pager is not started.
 anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -81,7 +82,7 @@ def test_vcpu_that_does_not_leave_the_kernel_ends_the_process_and_not_the_loop_s
         [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=30
     )
     if done.returncode == NO_PAGER:
-        pytest.skip("userfaultfd cannot be used")
+        pytest.skip(f"userfaultfd cannot be used: {done.stderr.strip()}")
 
     assert (done.returncode, done.stdout) == (1, "it is stuck\n"), done.stderr
     assert "vCPU 0 has not left KVM" in done.stderr

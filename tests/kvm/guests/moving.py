@@ -123,8 +123,9 @@ class Host:
 
     async def until_memory_comes(self) -> None:
         """Wait until a VM that comes sends its memory."""
-        while (await self.client.migration()).phase is not MigrationPhase.MEMORY:  # noqa: ASYNC110  nobody tells
-            await trio.sleep(0.005)
+        with trio.fail_after(SECONDS):
+            while (await self.client.migration()).phase is not MigrationPhase.MEMORY:  # noqa: ASYNC110  nobody tells
+                await trio.sleep(0.005)
 
     async def _throttle_percent(self) -> int:
         try:
